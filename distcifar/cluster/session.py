@@ -1,0 +1,104 @@
+"""Connecting to Ray: an embedded cluster of this machine, or a running one; have and need before the wait."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from distcifar.cluster import RAY_ENVIRONMENT
+from distcifar.config import RunSpec
+from distcifar.errors import ResourceError
+
+CONNECT_SECONDS = 5.0
+OVERSUBSCRIPTION = 4  # workers of an embedded cluster may share cores, slowly, up to this many each
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many training processes, and what each takes of the cluster."""
+
+    count: int
+    cpus: int
+    gpu: bool
+
+    def resources(self) -> dict[str, float]:
+        """Ray's resources of one worker."""
+        return {"CPU": self.cpus} | ({"GPU": 1} if self.gpu else {})
+
+
+@contextmanager
+def ray_session(spec: RunSpec) -> Iterator[Workers]:
+    """A connection to Ray for one training, and the workers that it will have.
+
+    Raises ResourceError at once where the head does not answer or the cluster is too small.
+    """
+    environment = dict(RAY_ENVIRONMENT)
+    options: dict[str, Any] = {"log_to_driver": spec.verbose, "runtime_env": {"env_vars": environment}}
+    options["logging_level"] = logging.INFO if spec.verbose else logging.ERROR
+    if spec.address:
+        require_head(spec.address)
+        ray.init(address=spec.address, **options)
+    else:
+        ray.init(address="local", include_dashboard=False, num_cpus=embedded_cpus(spec, _cores()), **options)
+    try:
+        yield fit_workers(spec, ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def embedded_cpus(spec: RunSpec, cores: int) -> int:
+    """The number of CPUs an embedded cluster claims to have: the cores, or what the workers ask for.
+
+    Several workers may share a core; ResourceError beyond OVERSUBSCRIPTION of them.
+    """
+    wanted = max(1, spec.workers) * max(1, spec.cpus_per_worker)
+    if wanted > OVERSUBSCRIPTION * cores:
+        raise ResourceError(
+            f"{max(1, spec.workers)} workers of {max(1, spec.cpus_per_worker)} core(s) on a machine of {cores}",
+            f"Here a core is shared by at most {OVERSUBSCRIPTION} workers",
+            f"Use --workers {cores}, or --address HOST:PORT of a larger cluster",
+        )
+    return max(cores, wanted)
+
+
+def fit_workers(spec: RunSpec, have: dict[str, float]) -> Workers:
+    """The workers of `spec` on a cluster with resources `have`. Raises ResourceError with have and need."""
+    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
+    gpu = spec.device != "cpu" and gpus > 0
+    if spec.device == "cuda" and not gpus:
+        raise ResourceError("The cluster has no GPU", "--device cuda needs one", "Use --device auto or cpu")
+    count = spec.workers or (gpus if gpu else 1)
+    each = spec.cpus_per_worker or (1 if spec.address else max(1, cpus // count))
+    if (gpu and count > gpus) or count * each > cpus:
+        fitting = min(cpus // each, gpus if gpu else cpus)
+        raise ResourceError(
+            f"The cluster has {cpus} CPUs and {gpus} GPUs; {count} workers need {count * each} CPUs"
+            + (f" and {count} GPUs" if gpu else ""),
+            "All workers run at once",
+            f"Use --workers {max(1, fitting)}, or add nodes",
+        )
+    return Workers(count, each, gpu)
+
+
+def require_head(address: str) -> None:
+    """Raises ResourceError unless something listens at `address`: ray.init would wait for ten minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"No Ray head answers at {address!r} ({error})",
+            "--address is HOST:PORT of a running head",
+            "Start one with `ray start --head --port 6379`, or leave --address out to use this machine",
+        ) from None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

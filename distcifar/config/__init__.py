@@ -1,0 +1,29 @@
+"""What to train (Recipe) and where and how (RunSpec): frozen values, checked when they are built, stdlib only."""
+
+from distcifar.config.recipe import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    ScheduleConfig,
+    Stage,
+)
+from distcifar.config.run import RunSpec
+from distcifar.config.values import did_you_mean, differences, from_dict, replace_at, to_dict
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Recipe",
+    "RunSpec",
+    "ScheduleConfig",
+    "Stage",
+    "did_you_mean",
+    "differences",
+    "from_dict",
+    "replace_at",
+    "to_dict",
+]

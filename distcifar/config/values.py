@@ -1,0 +1,136 @@
+"""Frozen dataclasses as values: checks that name value, rule and remedy; strict JSON in and out; dotted paths."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from distcifar.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A remedy sentence for a misspelt name: the nearest known one, and the whole list."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    start = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{start}Known: {', '.join(known)}"
+
+
+def require(ok: bool, found: str, rule: str, remedy: str) -> None:  # noqa: FBT001
+    """Raises ConfigError(found, rule, remedy) unless `ok`."""
+    if not ok:
+        raise ConfigError(found, rule, remedy)
+
+
+def require_range(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Requires low <= value <= high (low < value with `open_low`) and a finite value."""
+    above = value > low if open_low else value >= low
+    bounds = f"{'>' if open_low else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
+    require(
+        math.isfinite(value) and above and value <= high,
+        f"{name} is {value!r}",
+        f"{name} must be a finite number {bounds}",
+        f"Set --{name.replace('_', '-')} within that range",
+    )
+
+
+def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Requires `value` to be one of `choices`."""
+    choices = tuple(choices)
+    require(
+        value in choices,
+        f"{name} is {value!r}",
+        f"{name} must be one of {', '.join(choices)}",
+        did_you_mean(str(value), choices),
+    )
+
+
+def to_dict(value: Any) -> Any:
+    """A dataclass tree as JSON-ready dicts, lists and scalars."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_dict(item) for item in value]
+    return value
+
+
+def from_dict(cls: type[T], data: Any, path: str = "") -> T:
+    """`to_dict` undone, strictly: an unknown key or a wrong type is a ConfigError that names its dotted path."""
+    where = path or cls.__name__
+    require(
+        isinstance(data, dict),
+        f"{where} is {data!r}",
+        f"{where} must be an object with the fields of {cls.__name__}",
+        "Correct the file",
+    )
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in data:
+        require(
+            key in known,
+            f"{where} has the key {key!r}",
+            f"{cls.__name__} has no such field",
+            did_you_mean(key, known),
+        )
+    prefix = f"{path}." if path else ""
+    return cls(**{key: _coerce(hints[key], item, prefix + key) for key, item in data.items()})
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    """`value` from JSON as type `hint`; the only conversions are list -> tuple and int -> float."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, path)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _coerce(args[0], value, path)
+    if origin is tuple:
+        require(
+            isinstance(value, list | tuple),
+            f"{path} is {value!r}",
+            "A list is needed",
+            "Correct it",
+        )
+        inner = args[0] if args[-1] is Ellipsis else None
+        return tuple(_coerce(inner or args[i], item, path) for i, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = str if origin is typing.Literal else hint
+    require(
+        isinstance(value, expected) and not (expected is int and isinstance(value, bool)),
+        f"{path} is {value!r}",
+        f"{path} must be of type {getattr(expected, '__name__', expected)}",
+        "Correct the value",
+    )
+    return value
+
+
+def replace_at(value: T, path: str, new: Any) -> T:
+    """`value` with the field at dotted `path` ("optim.lr") replaced; every level is checked again.
+
+    Raises ConfigError with the nearest name if the path does not exist.
+    """
+    head, _, rest = path.partition(".")
+    names = [f.name for f in dataclasses.fields(value)]  # type: ignore[arg-type]
+    require(
+        head in names,
+        f"There is no field {head!r} in {type(value).__name__}",
+        "A dotted path names existing fields",
+        did_you_mean(head, names),
+    )
+    new = replace_at(getattr(value, head), rest, new) if rest else new
+    return dataclasses.replace(value, **{head: new})  # type: ignore[type-var]
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """The dotted paths at which two `to_dict` trees differ, each as "path: a -> b"."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = []
+        for key in sorted(a.keys() | b.keys()):
+            found += differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+        return found
+    return [] if a == b else [f"{path}: {a!r} -> {b!r}"]

@@ -1,0 +1,1 @@
+"""Data: from labelled images, wherever they lie, to batches on the device."""

@@ -1,0 +1,63 @@
+"""From prepared files to the loaders of one rank: verified first, resident where they fit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from distcifar.config import Recipe
+from distcifar.data.beton import read_all, verify
+from distcifar.data.loader import EvalLoader, Loaders, TrainLoader
+from distcifar.data.manifest import Manifest
+from distcifar.data.pixels import PixelPipeline, normalisation
+from distcifar.data.stores import ResidentStore, Store, StreamedStore
+from distcifar.world import World
+
+RESIDENT_SHARE = 0.25  # of the free memory that resident images may take; the rest is for training
+EVALUATION_BATCH = 500  # images at once; only speed depends on it
+
+
+@dataclass(frozen=True)
+class OpenData:
+    """The loaders of one rank, and what the training images are."""
+
+    loaders: Loaders
+    manifest: Manifest
+    mode: str  # resident or streamed
+
+
+def open_data(recipe: Recipe, folder: Path, world: World, *, mode: str, threads: int) -> OpenData:
+    """Verifies the betons in `folder` and builds loaders over them.
+
+    mode: resident, streamed, or auto (resident if the ranks can afford it). threads: of FFCV's decoding when
+    streamed. Raises DataError for a damaged file before any pixel of it is used.
+    """
+    splits = ("train", "val", "test") if recipe.data.validation else ("train", "test")
+    manifests = {split: verify(folder / f"{split}.beton") for split in splits}
+    if mode == "auto":
+        mode = "resident" if _fits(manifests, world) else "streamed"
+    stores: dict[str, Store] = {}
+    for split, manifest in manifests.items():
+        path = folder / f"{split}.beton"
+        if mode == "resident":
+            stores[split] = ResidentStore(*read_all(path, manifest), world.device)
+        else:
+            stores[split] = StreamedStore(path, manifest.num_samples, world.device, threads)
+    manifest = manifests["train"]
+    mean, std = normalisation(recipe.data.normalize, manifest.mean, manifest.std)
+    pixels = PixelPipeline(recipe.augment, recipe.seed, manifest.size, manifest.num_samples, mean, std, world.device)
+    train = TrainLoader(stores["train"], pixels, recipe.batch_size, recipe.seed, world, recipe.drop_last)
+    measured = {
+        split: EvalLoader(store, pixels, EVALUATION_BATCH, world) for split, store in stores.items() if split != "train"
+    }
+    loaders = Loaders(train, measured.get("val"), measured["test"], manifest.num_classes)
+    return OpenData(loaders, manifest, mode)
+
+
+def _fits(manifests: dict[str, Manifest], world: World) -> bool:
+    """Whether a copy of all splits for each rank takes at most RESIDENT_SHARE of the free memory."""
+    wanted = sum(manifest.size_bytes for manifest in manifests.values())
+    if world.device.type == "cuda":
+        return wanted <= RESIDENT_SHARE * torch.cuda.mem_get_info(world.device)[0]
+    return wanted * world.size <= RESIDENT_SHARE * psutil.virtual_memory().available

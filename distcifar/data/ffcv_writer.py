@@ -1,0 +1,81 @@
+"""FFCV's DatasetWriter, made safe to interrupt.
+
+This module imports ffcv (5 s), so it is imported inside functions only. `import ffcv` sets torch to one thread;
+`beton.write_beton` puts that right.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from ffcv.fields import IntField, NDArrayField
+from ffcv.memory_allocator import MemoryAllocator
+from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
+from numpy.typing import NDArray
+
+_CHUNK = 512  # images between two updates of the progress bar
+
+
+class InProcessWriter(DatasetWriter):
+    """DatasetWriter with its work done in this process instead of in forked ones.
+
+    FFCV's own loop waits forever for a worker that died, its workers outlive a parent that was killed, and
+    forking under torch's threads can deadlock. One process is as fast as two (measured: 1.4 s for 50,000 CIFAR
+    images either way), since FFCV's workers take turns at the file.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], page_size: int) -> None:
+        fields = {"image": NDArrayField(np.dtype("uint8"), shape), "label": IntField()}
+        super().__init__(str(path), fields, page_size=page_size, num_workers=1)
+
+    def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64], advance: Callable[[int], None]) -> None:
+        """Writes images (uint8 [N, H, W, C]) and labels (int64 [N]), telling `advance` how many are done."""
+        self.num_samples = len(labels)
+        self.prepare()  # header and fields; makes self.metadata_sm, shared memory for pointers and labels
+        try:
+            allocations: SimpleQueue[Any] = SimpleQueue()
+            worker_job_indexed_dataset(
+                _Chunks(len(labels), advance),
+                self.metadata_sm,
+                self.metadata_type,
+                self.fields,
+                MemoryAllocator(self.fname, self.data_region_start, self.page_size),
+                multiprocessing.Value("Q", 0),  # FFCV's own count of what is done
+                allocations,
+                _Samples(images, labels),
+            )
+            self.finalize(allocations.get())
+        finally:
+            self.metadata_sm.unlink()
+            with suppress(BufferError):  # an exception's traceback may still hold a view of it
+                self.metadata_sm.close()
+
+
+class _Chunks:
+    """The work queue that FFCV's worker empties: (place in the file, index) pairs, then None."""
+
+    def __init__(self, num_samples: int, advance: Callable[[int], None]) -> None:
+        self._starts = iter(range(0, num_samples, _CHUNK))
+        self._num_samples, self._advance = num_samples, advance
+
+    def get(self) -> list[tuple[int, int]] | None:
+        start = next(self._starts, None)
+        if start is None:
+            return None
+        stop = min(start + _CHUNK, self._num_samples)
+        self._advance(stop - start)
+        return [(index, index) for index in range(start, stop)]
+
+
+class _Samples:
+    """What FFCV reads the samples from."""
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self._images, self._labels = np.ascontiguousarray(images), labels
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        return self._images[index], int(self._labels[index])

@@ -1,0 +1,194 @@
+"""The sidecar of a beton: what the file holds, and digests by which any damage to either is found.
+
+`train.beton` has `train.beton.json` beside it. The sidecar's own `seal` is the sha256 of everything else in it,
+and its text has exactly one form, so that not a byte of it can change unnoticed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distcifar.config import DataConfig, from_dict, to_dict
+from distcifar.errors import ConfigError, DataError
+
+FORMAT_VERSION = 1
+BLOCK_BYTES = 1 << 20  # a damage is told to 1 MiB; 64 hex digits per block keep a sidecar at 0.01 % of its beton
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What one beton holds."""
+
+    format_version: int = FORMAT_VERSION
+    split: str
+    """train, val or test; also the file's name."""
+    data: DataConfig
+    """What was asked for, as `file_config` leaves it."""
+    source: str
+    """Where the images were read from: an absolute path, a URL, or "synthetic"."""
+    source_digest: str
+    """sha256 of that source's content, hex."""
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    """Samples of each class in this split."""
+    height: int
+    width: int
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    mean: tuple[float, ...]
+    """Of each channel over the training split, 0-1 scale; the same in all splits."""
+    std: tuple[float, ...]
+    """Population standard deviation, likewise."""
+    size_bytes: int = 0
+    """Length of the beton file."""
+    blocks: tuple[str, ...] = ()
+    """sha256 of each BLOCK_BYTES of the beton file, hex; the last block may be shorter."""
+
+    @property
+    def num_samples(self) -> int:
+        """Images in this split."""
+        return sum(self.class_counts)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data set."""
+        return len(self.class_names)
+
+    @property
+    def size(self) -> int:
+        """Side of the square images in pixels."""
+        return self.height
+
+    @property
+    def digest(self) -> str:
+        """sha256, hex, of what reaches a model: the file's content and what its labels mean."""
+        meaning = [self.split, self.class_names, [self.height, self.width, self.channels], self.blocks]
+        return hashlib.sha256(_canonical(meaning)).hexdigest()
+
+
+def file_config(config: DataConfig) -> DataConfig:
+    """The part of a DataConfig that decides what is in the files; normalisation is chosen when training."""
+    return DataConfig(
+        dataset=config.dataset,
+        validation=config.validation,
+        train_first=config.train_first,
+        size=config.size,
+        split_seed=config.split_seed,
+    )
+
+
+def folder_name(config: DataConfig) -> str:
+    """The name of the folder of the prepared files, for example cifar10-val5000-first10000.
+
+    Files and folders of one's own are known by their last name only, so that the name does not depend on the
+    working directory or the machine; two of the same name are told apart by their source digest.
+    """
+    dataset = config.dataset
+    if dataset.startswith("npz:"):
+        dataset = "npz-" + Path(dataset.removeprefix("npz:")).stem
+    elif os.sep in dataset or dataset in (".", ".."):
+        dataset = "folder-" + Path(os.path.abspath(dataset)).name
+    options = (("first", config.train_first), ("size", config.size), ("split", config.split_seed))
+    parts = [f"{name}{value}" for name, value in options if value]
+    return "-".join([re.sub(r"[^\w.\-]", "_", dataset), f"val{config.validation}", *parts])
+
+
+def prepare_command(config: DataConfig, root: Path | str, source: str = "") -> str:
+    """The command that prepares `config` under `root`, quoted for a shell."""
+    words = ["python", "jobs/prepare.py", config.dataset]
+    options = {
+        "source": source,
+        "root": "" if str(root) == "data" else str(root),
+        "size": config.size,
+        "train-first": config.train_first,
+        "split-seed": config.split_seed,
+    }
+    words += ["--validation", str(config.validation)]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)] if value else []
+    return shlex.join(words)
+
+
+def sidecar_of(path: Path) -> Path:
+    """The sidecar of the beton at `path`."""
+    return path.with_name(path.name + ".json")
+
+
+def to_text(manifest: Manifest) -> str:
+    """The one text of a sidecar: indented JSON, sealed."""
+    fields = to_dict(manifest)
+    return json.dumps({**fields, "seal": _seal(fields)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def from_text(text: bytes, path: Path, remedy: str) -> Manifest:
+    """`to_text` undone, strictly. Raises DataError naming the sidecar `path` if a single byte is not as written."""
+    damaged = DataError(
+        f"{path} is damaged (within bytes 0-{max(len(text) - 1, 0)}: the text does not match its own seal)",
+        "A sidecar is read only as it was written",
+        remedy,
+    )
+    try:
+        fields = json.loads(text)
+        seal = fields.pop("seal")
+        whole = seal == _seal(fields)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise damaged from None
+    if not whole:
+        raise damaged
+    if fields.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {fields.get('format_version')!r}",
+            f"This program reads version {FORMAT_VERSION}",
+            remedy,
+        )
+    try:
+        manifest = from_dict(Manifest, fields)
+    except (ConfigError, TypeError):  # sealed by something that is not this program
+        raise damaged from None
+    if to_text(manifest).encode() != text:  # the same JSON in another writing: spaces, escapes, order
+        raise damaged
+    return manifest
+
+
+def read_manifest(path: Path, remedy: str) -> Manifest:
+    """The manifest of the beton at `path` (the beton itself is not read). Raises DataError."""
+    sidecar = sidecar_of(path)
+    try:
+        text = sidecar.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{sidecar} cannot be read: {error.strerror}", "Each beton has its sidecar beside it", remedy
+        ) from None
+    return from_text(text, sidecar, remedy)
+
+
+def repair_command(path: Path) -> str:
+    """The command that writes the beton at `path` anew, from whichever sidecar of its folder is whole."""
+    root = path.absolute().parent.parent
+    for split in SPLITS:
+        try:
+            manifest = read_manifest(path.with_name(f"{split}.beton"), "")
+        except DataError:
+            continue
+        return prepare_command(manifest.data, root, recorded_source(manifest)) + " --repair"
+    return f"python jobs/prepare.py DATASET --root {shlex.quote(str(root))} --repair"
+
+
+def recorded_source(manifest: Manifest) -> str:
+    """What --source was: only the official sets have one, and not where they were downloaded."""
+    own = manifest.data.dataset == "synthetic" or folder_name(manifest.data).startswith(("npz-", "folder-"))
+    return "" if own or "://" in manifest.source else manifest.source
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(fields)).hexdigest()

@@ -1,0 +1,166 @@
+"""CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST, read by torchvision from the official files.
+
+torchvision states their URLs and md5s and checks the latter before it reads; downloading is ours, since
+torchvision's neither resumes nor tries again. Importing torchvision costs 5 s: it is done when a set is read only.
+"""
+
+import gzip
+import shutil
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distcifar.data.digests import file_digest, files_digest
+from distcifar.data.download import fetch
+from distcifar.data.images import ImageSet, LabelledImages, checked
+from distcifar.errors import DataError
+
+_IDX = tuple(f"{split}-{what}-ubyte.gz" for split in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+
+
+@dataclass(frozen=True)
+class Official:
+    """How torchvision calls a set and its files."""
+
+    reader: str
+    """Class in torchvision.datasets."""
+    files: tuple[str, ...]
+    """What is published: one archive, or the four gz files of MNIST's format."""
+    folder: str
+    """Where torchvision looks for them unpacked, below its root."""
+    class_names: tuple[str, ...]
+
+
+OFFICIAL = {
+    "cifar10": Official(
+        "CIFAR10",
+        ("cifar-10-python.tar.gz",),
+        "cifar-10-batches-py",
+        tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    ),
+    "cifar100": Official(
+        "CIFAR100",
+        ("cifar-100-python.tar.gz",),
+        "cifar-100-python",
+        tuple(
+            "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel "
+            "can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur "
+            "dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion "
+            "lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree "
+            "pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea "
+            "seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table "
+            "tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman "
+            "worm".split()
+        ),
+    ),
+    "mnist": Official("MNIST", _IDX, "MNIST/raw", tuple("0123456789")),
+    "fashion-mnist": Official(
+        "FashionMNIST",
+        _IDX,
+        "FashionMNIST/raw",
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class OfficialSource:
+    """The set `name` from `path` (its archive, or a folder with its files), or from the network without one."""
+
+    name: str
+    path: Path | None
+    downloads: Path
+
+    @property
+    def where(self) -> str:
+        return str(self.path.absolute()) if self.path else f"torchvision://{OFFICIAL[self.name].reader}"
+
+    @property
+    def at_hand(self) -> bool:
+        return self.path is not None
+
+    def digest(self) -> str:
+        """sha256 of the archive, or over the names and contents of the files, hex."""
+        files = self._files()
+        return file_digest(files[0]) if len(files) == 1 else files_digest(files[0].parent, files)
+
+    def read(self, scratch: Path) -> ImageSet:
+        """Unpacks below `scratch` and reads. Raises DataError for files that are not the official ones."""
+        files = self._files()
+        try:
+            if files[0].suffix == ".gz" and len(files) > 1:
+                self._check_md5s(files)  # torchvision checks CIFAR's files itself, but not these
+            _unpack(files, scratch, OFFICIAL[self.name].folder)
+            reader = self._reader()
+            train, test = (self._split(reader(scratch, train=train)) for train in (True, False))
+        except (RuntimeError, ValueError, EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(
+                f"{files[0].parent if len(files) > 1 else files[0]} is not the official {self.name} ({error})",
+                f"The published {' '.join(OFFICIAL[self.name].files)} are read, known by their md5",
+                "Bring them anew, or give your own images as --source FILE.npz",
+            ) from None
+        return ImageSet(train, test, OFFICIAL[self.name].class_names)
+
+    def _files(self) -> list[Path]:
+        """The published files, or CIFAR's unpacked ones; downloaded first if no path was given."""
+        official = OFFICIAL[self.name]
+        if self.path is None:
+            return self._download()
+        if self.path.is_file() and len(official.files) == 1:
+            return [self.path]
+        for folder in (self.path, self.path / "raw", self.path / official.folder):
+            files = [folder / name for name in official.files]
+            if all(file.is_file() for file in files):
+                return files
+        for folder in (self.path, self.path / official.folder):
+            if folder.name == official.folder and folder.is_dir():
+                return sorted(file for file in folder.iterdir() if file.is_file())
+        raise DataError(
+            f"{self.path} does not hold {self.name}",
+            f"It must be {' and '.join(official.files)}, a folder with that, {official.folder}/, or an .npz file",
+            "Correct --source",
+        )
+
+    def _download(self) -> list[Path]:
+        reader, official = self._reader(), OFFICIAL[self.name]
+        if len(official.files) == 1:
+            published = {official.files[0]: ([reader.url], reader.tgz_md5)}
+        else:
+            published = {name: ([m + name for m in reader.mirrors], md5) for name, md5 in reader.resources}
+        files = [self.downloads / self.name / name for name in published]
+        for file, (urls, md5) in zip(files, published.values(), strict=True):
+            fetch(urls, file, md5)
+        return files
+
+    def _check_md5s(self, files: list[Path]) -> None:
+        for file, (_, md5) in zip(files, self._reader().resources, strict=True):
+            if (found := file_digest(file, "md5")) != md5:
+                raise ValueError(f"{file.name} has the md5 {found} instead of {md5}")
+
+    def _split(self, dataset: Any) -> LabelledImages:
+        images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
+        return checked(images, labels, len(OFFICIAL[self.name].class_names), self.name)
+
+    def _reader(self) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, OFFICIAL[self.name].reader)
+
+
+def _unpack(files: list[Path], scratch: Path, folder: str) -> None:
+    """Lays the files out below `scratch` as torchvision expects them."""
+    target = scratch / folder
+    if len(files) == 1:
+        with tarfile.open(files[0]) as archive:
+            archive.extractall(scratch, filter="data")
+    elif files[0].suffix == ".gz":
+        target.mkdir(parents=True)
+        for file in files:
+            with gzip.open(file) as packed, (target / file.stem).open("wb") as plain:
+                shutil.copyfileobj(packed, plain)
+    else:
+        target.symlink_to(files[0].parent.absolute(), target_is_directory=True)

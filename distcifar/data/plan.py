@@ -1,0 +1,108 @@
+"""Which sample at which step on which rank, with which random numbers: pure functions (contracts 1 and 2).
+
+The order of an epoch is a permutation drawn from (seed, epoch); step s takes the next global batch of it, and
+rank r of W that batch's r-th contiguous share. Random numbers are hashes of (seed, epoch, sample, slot), so
+they do not depend on who computes them, in which order, or together with which other samples.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
+
+
+class Slot(IntEnum):
+    """What a random number is for. The values are part of the contract: renumbering changes every run."""
+
+    CROP_Y = 0
+    CROP_X = 1
+    FLIP = 2
+    CUTOUT_Y = 3
+    CUTOUT_X = 4
+    BRIGHTNESS = 5
+    CONTRAST = 6
+    SATURATION = 7
+    HUE = 8
+    ANGLE = 9
+    PARTNER = 10
+    CUTMIX_Y = 11
+    CUTMIX_X = 12
+    RESIZED_CROP = 100  # four numbers for each of ten attempts follow
+    MIX = 200  # two numbers for each attempt follow
+
+
+def epoch_order(seed: int, epoch: int, num_samples: int) -> Ids:
+    """The order in which epoch `epoch` visits the samples: int64 [num_samples], each id once."""
+    key = np.array([seed & _MASK, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(num_samples)
+
+
+def steps_per_epoch(num_samples: int, batch_size: int, *, drop_last: bool) -> int:
+    """Number of global batches in an epoch; the last may be smaller unless `drop_last`."""
+    return num_samples // batch_size if drop_last else -(-num_samples // batch_size)
+
+
+def global_batch(order: Ids, step: int, batch_size: int) -> Ids:
+    """The ids of step `step` (within the epoch) over all ranks."""
+    return order[step * batch_size : (step + 1) * batch_size]
+
+
+def share(count: int, rank: int, size: int) -> slice:
+    """Rank `rank`'s contiguous part of `count` items over `size` ranks; parts differ by at most one item."""
+    return slice(rank * count // size, (rank + 1) * count // size)
+
+
+def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finalizer (Steele, Lea, Flood 2014, variant 13): a bijection of 64-bit integers."""
+    z = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def hash64(*words: int) -> int:
+    """A 64-bit hash of a tuple of integers, order-sensitive."""
+    state = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        state = mix64(state + np.uint64(_GAMMA) + np.array([word & _MASK], dtype=np.uint64))
+    return int(state[0])
+
+
+def uniforms(seed: int, epoch: int, ids: Ids, slot: int) -> NDArray[np.float64]:
+    """One number in [0, 1) for each id: float64 [n], a pure function of (seed, epoch, id, slot)."""
+    key = np.uint64(hash64(seed, epoch, slot))
+    hashed = mix64(mix64(ids.astype(np.uint64) * np.uint64(_GAMMA) + key))
+    return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def integers(seed: int, epoch: int, ids: Ids, slot: int, count: int) -> NDArray[np.int64]:
+    """One integer in [0, count) for each id: int64 [n]."""
+    return (uniforms(seed, epoch, ids, slot) * count).astype(np.int64)
+
+
+def betas(seed: int, epoch: int, ids: Ids, slot: int, alpha: float) -> NDArray[np.float64]:
+    """One draw of Beta(alpha, alpha), 0 < alpha <= 1, for each id: float64 [n].
+
+    Johnk's rejection method (Metrika 8, 1964): u^(1/a) / (u^(1/a) + v^(1/a)) where that sum is at most 1.
+    At least half of the draws are taken in each round, and a sample's result depends on no other sample.
+    """
+    result = np.full(len(ids), 0.5)
+    open_ = np.arange(len(ids))
+    for attempt in range(64):  # 2^-32 of the draws, at most, are left with 0.5
+        x = uniforms(seed, epoch, ids[open_], slot + 2 * attempt) ** (1 / alpha)
+        y = uniforms(seed, epoch, ids[open_], slot + 2 * attempt + 1) ** (1 / alpha)
+        taken = (x + y <= 1) & (x + y > 0)
+        result[open_[taken]] = x[taken] / (x + y)[taken]
+        open_ = open_[~taken]
+        if not len(open_):
+            break
+    return result
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of torch's generator (dropout) for one global step on one rank: no state to save."""
+    return hash64(seed, step, rank, 0xD0) & ((1 << 63) - 1)

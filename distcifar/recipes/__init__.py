@@ -1,0 +1,35 @@
+"""Named recipes: frozen values, a file per family. A lasting change to a recipe is a new name, not a flag."""
+
+from collections.abc import Iterable
+
+from distcifar.config import Recipe, did_you_mean
+from distcifar.errors import ConfigError
+from distcifar.recipes import cnns, finetune, mlps, mnist, ours, resnets
+
+__all__ = ["RECIPES", "by_name", "get_recipe"]
+
+
+def by_name(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
+    """The recipes under their names, in the order given. Raises ConfigError where two share one."""
+    named: dict[str, Recipe] = {}
+    for recipe in recipes:
+        if recipe.name in named:
+            raise ConfigError(
+                f"Two recipes are named {recipe.name!r}",
+                "A recipe's name means one thing",
+                "Rename one in distcifar/recipes",
+            )
+        named[recipe.name] = recipe
+    return named
+
+
+RECIPES: dict[str, Recipe] = by_name(
+    (*ours.RECIPES, *mnist.RECIPES, *mlps.RECIPES, *cnns.RECIPES, *resnets.RECIPES, *finetune.RECIPES)
+)
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises ConfigError that names the nearest one."""
+    if name not in RECIPES:
+        raise ConfigError(f"There is no recipe {name!r}", "A recipe is known by name", did_you_mean(name, RECIPES))
+    return RECIPES[name]

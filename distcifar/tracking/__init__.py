@@ -1,0 +1,1 @@
+"""What a run leaves: its directory, and later the services that are fed from it."""

@@ -1,0 +1,121 @@
+"""A run on the screen: a bar with the time that remains, a line an epoch, a table at the end."""
+
+import math
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from distcifar.config import Recipe
+
+PLAIN_SECONDS = 30.0  # without a terminal: a line about a long epoch now and then
+
+
+class Display:
+    """Shows metrics rows as they come. On a terminal with bars, elsewhere as plain lines."""
+
+    def __init__(self, recipe: Recipe, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._recipe = recipe
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f} % {task.fields[text]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=1.0, epoch=1, epochs=recipe.total_epochs, text="")
+        self._epoch_start, self._last_line = time.monotonic(), time.monotonic()
+        self._first: tuple[float, float] | None = None  # moment and epoch of the first row of this start
+
+    def __enter__(self) -> "Display":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A sentence for the user."""
+        self.console.print(text, markup=False)
+
+    def show(self, row: dict[str, Any]) -> None:
+        """One metrics row, of a step or of an epoch."""
+        if row["kind"] == "step":
+            self._step(row)
+        else:
+            self._bar.update(self._task, completed=0, text="")
+            self.say(epoch_line(row, self._recipe.total_epochs, time.monotonic() - self._epoch_start))
+            self._epoch_start = self._last_line = time.monotonic()
+
+    def _step(self, row: dict[str, Any]) -> None:
+        now, done = time.monotonic(), row["epoch"]
+        if self._first is None:
+            self._first = (now, done)
+        since, at = self._first
+        speed = (done - at) / (now - since) if now > since else 0.0
+        left = clock((self._recipe.total_epochs - done) / speed) if speed > 0 else "--:--"
+        text = (
+            f"loss {row['train/loss']:.3f}  lr {row['train/lr']:.3g}  "
+            f"{row['perf/images_per_s']:,.0f} images/s  left {left}"
+        )
+        epoch = max(1, math.ceil(done))
+        self._bar.update(self._task, completed=done - (epoch - 1), epoch=epoch, text=text)
+        if not self.console.is_terminal and now - self._last_line > PLAIN_SECONDS:
+            self._last_line = now
+            self.say(f"epoch {done:.2f}/{self._recipe.total_epochs}  {text}")
+
+
+def epoch_line(row: dict[str, Any], epochs: int, seconds: float) -> str:
+    """An epoch in one line; `seconds` is what the user waited for it."""
+    parts = [
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}",
+        f"train loss {row['train/loss']:.4f} acc {row['train/accuracy']:7.2%}",
+    ]
+    for split in ("validation", "test"):
+        if f"{split}/loss" in row:
+            parts.append(f"{split} loss {row[f'{split}/loss']:.4f} acc {row[f'{split}/accuracy']:7.2%}")
+    parts += [f"lr {row['train/lr']:.3g}", f"{seconds:.1f} s"]
+    return "  ".join(parts) + ("  * best" if row["best_epoch"] == row["epoch"] else "")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    minutes, second = divmod(round(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def result_table(summary: dict[str, Any], *, most_classes: int = 20) -> Table:
+    """The figures of a finished run and its accuracy in each class (the worst ones, where there are many)."""
+    best = summary["best_metric"]
+    chosen = f"epoch {summary['best_epoch']} of {summary['epochs']}"
+    if best is not None:
+        chosen += f", by {summary['selected_on']} {summary['select_metric']} {best:.4f}"
+    table = Table(title=f"{summary['recipe']}: test accuracy {summary['test_accuracy']:.2%}", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    figures = {
+        "test accuracy": f"{summary['test_accuracy']:.2%}",
+        "test loss": f"{summary['test_loss']:.4f}",
+        "best model": chosen,
+        "training": f"{clock(summary['seconds'])} ({summary['steps']:,} steps)",
+        "speed": f"{summary['images_per_s']:,.0f} images/s",
+        "computed in": f"{summary['precision']} on {summary['workers']} x {summary['device']}",
+        "parameters": f"{summary['parameters']:,}",
+    }
+    for name, value in figures.items():
+        table.add_row(name, value)
+    table.add_section()
+    classes = summary["per_class_accuracy"].items()
+    if len(summary["per_class_accuracy"]) > most_classes:
+        classes = sorted(classes, key=lambda item: item[1])[:most_classes]
+        table.add_row(f"the {most_classes} worst classes", "")
+    for name, accuracy in classes:
+        table.add_row(name, "no images" if accuracy is None else f"{accuracy:.2%}")
+    if summary["selected_on"] == "test":
+        table.caption = "Chosen on the test split: this accuracy is optimistic."
+    return table

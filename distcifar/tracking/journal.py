@@ -1,0 +1,120 @@
+"""The run directory: metrics, events, facts and summary. The truth from which all else is drawn (contract 9).
+
+    runs/NAME/
+      recipe.json    every field of the recipe
+      run.json       where and how: run specification, versions, hardware, git commit, data digest
+      metrics.jsonl  one row per optimizer step ("kind": "step") and per epoch ("kind": "epoch")
+      metrics.csv    the same rows
+      events.jsonl   starts, stops, restarts, damaged checkpoints: time and text
+      summary.json   the result, once there is one
+      curves.png     drawn from metrics.jsonl
+      checkpoints/   training/checkpoint.py
+      model/         the best weights alone
+
+Rows belong to the checkpoint: continuing from one cuts the metrics back to its step, so that no row is
+missing or doubled.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from distcifar.files import write_atomically, write_json
+
+COLUMNS = (
+    "kind", "step", "epoch", "train/loss", "train/accuracy", "validation/loss", "validation/accuracy",
+    "test/loss", "test/accuracy", "train/lr", "train/grad_norm", "perf/images_per_s", "perf/data_wait",
+    "perf/memory_bytes", "best_epoch", "seconds",
+)  # fmt: skip
+
+
+class Journal:
+    """Appends to the files of one run directory. Only the primary rank has one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rows = folder / "metrics.jsonl"
+        self._csv = folder / "metrics.csv"
+        if not self._csv.exists():
+            write_atomically(self._csv, _csv_text([dict(zip(COLUMNS, COLUMNS, strict=True))]))
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds metric rows to metrics.jsonl and metrics.csv."""
+        rows = list(rows)
+        with open(self._rows, "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        with open(self._csv, "a", newline="") as file:
+            file.write(_csv_text(rows))
+
+    def sync(self) -> None:
+        """Flushes the metrics to the disk: called before a checkpoint that they belong to is sealed."""
+        for path in (self._rows, self._csv):
+            if path.exists():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+
+    def cut(self, *, step: int, epoch: int) -> None:
+        """Drops the rows after optimizer step `step` and after the end of epoch `epoch`."""
+        kept = [row for row in self.rows() if (row["step"] <= step if row["kind"] == "step" else row["epoch"] <= epoch)]
+        write_atomically(self._rows, "".join(json.dumps(row) + "\n" for row in kept))
+        header = dict(zip(COLUMNS, COLUMNS, strict=True))
+        write_atomically(self._csv, _csv_text([header, *kept]))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All metric rows; a last line that a killed process left half-written is dropped."""
+        return read_rows(self._rows)
+
+    def event(self, kind: str, text: str) -> None:
+        """Adds a line to events.jsonl."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with open(self.folder / "events.jsonl", "a") as file:
+            file.write(json.dumps({"time": now, "kind": kind, "text": text}, ensure_ascii=False) + "\n")
+
+    def write(self, name: str, value: Any) -> None:
+        """Writes `name`.json atomically."""
+        write_json(self.folder / f"{name}.json", value)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; none if there is no file. A half-written last line is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    buffer = io.StringIO()
+    csv.DictWriter(buffer, COLUMNS, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+class JournalFollower:
+    """Reads the metric rows of a run directory as another process adds them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._place = self._path.stat().st_size if self._path.exists() else 0
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """The rows that were added since the last call. A restarted run cuts the file."""
+        if not self._path.exists():
+            return []
+        size = self._path.stat().st_size
+        if size < self._place:
+            self._place = size
+        with open(self._path, "rb") as file:
+            file.seek(self._place)
+            text = file.read(size - self._place)
+        whole = text[: text.rfind(b"\n") + 1]
+        self._place += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]

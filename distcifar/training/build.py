@@ -1,0 +1,40 @@
+"""A fresh TrainState from a recipe: the network, its first weights, and what is decided once per run."""
+
+import torch
+from torch import Tensor
+
+from distcifar.config import Recipe
+from distcifar.data.build import OpenData
+from distcifar.models import build_model, initialise_from_data
+from distcifar.training.precision import resolve_precision
+from distcifar.training.state import TrainState
+from distcifar.world import World
+
+INITIAL_IMAGES = 5000  # for weights that are computed from the data
+
+
+def build_state(recipe: Recipe, data: OpenData, data_digest: str, world: World) -> TrainState:
+    """The state before the first step, the same on every rank. A collective where precision is "auto"."""
+    torch.manual_seed(recipe.seed)
+    model = build_model(
+        recipe.model,
+        channels=data.manifest.channels,
+        size=data.loaders.train.pixels.output_size(),
+        num_classes=data.manifest.num_classes,
+    )
+    model = model.to(world.device).to(memory_format=torch.channels_last)
+    initialise_from_data(model, first_images(data, INITIAL_IMAGES))
+    if recipe.sync_batchnorm and world.size > 1 and world.device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    state = TrainState(model, recipe, data_digest, world.device)
+    images = first_images(data, recipe.batch_size)
+    state.set_precision(resolve_precision(recipe.precision, model, images, world))
+    return state
+
+
+def first_images(data: OpenData, count: int) -> Tensor:
+    """The first training images as evaluation sees them: float32 [n, C, S, S], the same on every rank."""
+    loader = data.loaders.train
+    ids = torch.arange(min(count, loader.store.num_samples)).numpy()
+    images, rows, _ = next(iter(loader.store.fetch([ids])))
+    return loader.pixels.evaluate(images, rows)

@@ -1,0 +1,140 @@
+"""fit(): the visible loop. A generator: the caller logs, saves, reports, or breaks out."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distcifar.config import Recipe
+from distcifar.data.loader import Loaders
+from distcifar.data.plan import step_seed
+from distcifar.models import frozen_norms
+from distcifar.training import metrics
+from distcifar.training.evaluate import evaluate
+from distcifar.training.optim import set_learning_rate
+from distcifar.training.reports import EpochReport, FitOptions, Report, StepLog, StepReport
+from distcifar.training.schedule import multiplier
+from distcifar.training.selection import choose, stage_at
+from distcifar.training.state import TrainState
+from distcifar.training.step import train_step
+from distcifar.world import World
+
+
+def fit(
+    recipe: Recipe, state: TrainState, loaders: Loaders, world: World, options: FitOptions | None = None
+) -> Iterator[Report]:
+    """Trains `state` to the recipe's end from wherever it stands, yielding at steps and epochs.
+
+    Every rank must consume it alike: the reports are reduced over all ranks. Raises DivergenceError on all
+    ranks at the same step when the loss or the gradient is not finite.
+    """
+    options = options or FitOptions()
+    net = wrap(state.model, world, compiled=options.compile)
+    while not state.progress.outcome:
+        for report in _train_epoch(net, recipe, state, loaders, world, options):
+            yield report
+            if report.stopping:
+                return
+        yield _close_epoch(recipe, state, loaders, world)
+
+
+def wrap(model: nn.Module, world: World, *, compiled: bool = False) -> nn.Module:
+    """`model` as it is called in training: DDP over several ranks; optionally compiled."""
+    net = model
+    if world.size > 1:
+        on_gpu = world.device.type == "cuda"
+        # Rank 0's BatchNorm statistics go to all before each step (DDP's default): what is saved is rank 0's
+        # and continuing from it is exact.
+        net = DistributedDataParallel(
+            model, device_ids=[world.device] if on_gpu else None, gradient_as_bucket_view=True
+        )
+    return torch.compile(net) if compiled else net  # type: ignore[return-value]
+
+
+def learning_rate(recipe: Recipe, state: TrainState, steps_per_epoch: int) -> float:
+    """The rate of the next step, for the groups without a factor of their own."""
+    progress = state.progress
+    stage, epoch = stage_at(recipe, progress.epoch)
+    return stage.lr * multiplier(
+        stage.schedule,
+        step=epoch * steps_per_epoch + progress.epoch_step,
+        steps_per_epoch=steps_per_epoch,
+        epochs=stage.epochs,
+        plateau=progress.plateau,
+    )
+
+
+def _train_epoch(
+    net: nn.Module, recipe: Recipe, state: TrainState, loaders: Loaders, world: World, options: FitOptions
+) -> Iterator[StepReport]:
+    """The rest of the current epoch."""
+    progress, loader = state.progress, loaders.train
+    if progress.epoch_step == 0:
+        state.tally.sums.zero_()
+        if progress.epoch > 0 and stage_at(recipe, progress.epoch)[1] == 0:
+            state.start_stage()
+    training = not (recipe.eval_mode_after_first_epoch and progress.epoch > 0)
+    _set_mode(net, recipe, state, training=training)
+    steps = StepLog(loader.steps_per_epoch)
+    for batch in steps.timed(loader.batches(progress.epoch, progress.epoch_step)):
+        if state.model.training != training:
+            raise RuntimeError("the model's train/eval mode was changed inside the epoch")
+        torch.manual_seed(step_seed(recipe.seed, progress.step, world.rank))
+        progress.lr = learning_rate(recipe, state, loader.steps_per_epoch)
+        set_learning_rate(state.optimizers, progress.lr / recipe.optim.lr)
+        result = train_step(net, state, recipe, batch, world)
+        progress.step += 1
+        progress.epoch_step += 1
+        steps.add(state, batch, result)
+        save = bool(options.checkpoint_steps) and progress.step % options.checkpoint_steps == 0
+        last = progress.epoch_step == loader.steps_per_epoch
+        if save or last or len(steps.done) >= options.report_steps:
+            yield steps.report(recipe, state, world, options, save=save)
+
+
+def _set_mode(net: nn.Module, recipe: Recipe, state: TrainState, *, training: bool) -> None:
+    """Training mode for all but frozen BatchNorm; evaluation mode where the recipe reproduces that bug."""
+    net.train(training)
+    for norm in frozen_norms(state.model, recipe.model):
+        norm.eval()
+
+
+def _close_epoch(recipe: Recipe, state: TrainState, loaders: Loaders, world: World) -> EpochReport:
+    """Measures the epoch, moves plateau, best and early stopping, and decides whether it was the last."""
+    start = time.monotonic()
+    progress = state.progress
+    for module in {state.model, state.evaluated}:
+        for buffer in module.buffers():
+            world.broadcast(buffer)
+    train_loss, train_accuracy, _ = state.tally.over_ranks(world)
+    loader = loaders.test if recipe.select_on == "test" else loaders.validation
+    result = None
+    if loader is not None:
+        result = evaluate(
+            state.evaluated,
+            loader,
+            world,
+            num_classes=loaders.num_classes,
+            precision=progress.precision,
+            flip=recipe.tta == "flip",
+        )
+    progress.epoch += 1
+    progress.epoch_step = 0
+    improved = choose(recipe, state, result)
+    progress.seconds += time.monotonic() - start
+    split = "test" if recipe.select_on == "test" else "validation"
+    measured = {} if result is None else {f"{split}/loss": result.loss, f"{split}/accuracy": result.accuracy}
+    row = {
+        "kind": "epoch",
+        "step": progress.step,
+        "epoch": progress.epoch,
+        metrics.TRAIN_LOSS: train_loss,
+        metrics.TRAIN_ACCURACY: train_accuracy,
+        metrics.LEARNING_RATE: progress.lr,
+        **measured,
+        "best_epoch": progress.best_epoch,
+        "seconds": progress.seconds,
+    }
+    return EpochReport(row, result, improved)

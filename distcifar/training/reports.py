@@ -1,0 +1,150 @@
+"""What fit() yields: steps and epochs as rows of plain numbers, reduced over ranks."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from distcifar.config import Recipe
+from distcifar.data.loader import Batch
+from distcifar.errors import DivergenceError
+from distcifar.training import metrics
+from distcifar.training.metrics import Evaluation
+from distcifar.training.state import TrainState
+from distcifar.training.step import StepResult
+from distcifar.world import World
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How the loop talks to its caller; nothing here changes the numbers."""
+
+    report_steps: int = 1  # steps between reports: each makes the host wait for the device
+    checkpoint_steps: int = 0  # ask for a checkpoint every N steps (0: only after epochs)
+    should_stop: Callable[[], bool] = lambda: False  # asked on every rank; one True stops all at one step
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The steps since the last report, one row each; where `save`, a checkpoint is due now."""
+
+    rows: list[Row]
+    save: bool
+    stopping: bool
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """An epoch is over and measured."""
+
+    row: Row
+    evaluation: Evaluation | None
+    improved: bool
+
+    def metrics(self) -> dict[str, float]:
+        """The row's numbers, as Ray takes them."""
+        return {name: value for name, value in self.row.items() if isinstance(value, int | float)}
+
+
+Report = StepReport | EpochReport
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that was done: its number from 1, epochs done after it, learning rate, images, device values."""
+
+    step: int
+    epoch: float
+    lr: float
+    images: int
+    result: StepResult
+
+
+@dataclass
+class StepLog:
+    """Steps that were done and not yet reported; their tensors stay on the device until then."""
+
+    steps_per_epoch: int
+    done: list["Done"] = field(default_factory=list)
+    waited: float = 0.0
+    since: float = field(default_factory=time.monotonic)  # stands still while a laptop sleeps
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """`batches`, with the time spent waiting for them added up."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, state: TrainState, batch: Batch, result: StepResult) -> None:
+        """Notes the step that `state` has just done."""
+        progress = state.progress
+        epoch = progress.epoch + progress.epoch_step / self.steps_per_epoch
+        self.done.append(Done(progress.step, epoch, progress.lr, batch.total, result))
+
+    def report(self, recipe: Recipe, state: TrainState, world: World, options: FitOptions, *, save: bool) -> StepReport:
+        """One transfer from the device and one collective for all steps since the last report."""
+        values = torch.stack([t for done in self.done for t in (done.result.loss, done.result.grad_norm)])
+        losses, norms = values.view(-1, 2).unbind(1)
+        stop = losses.new_tensor([float(options.should_stop())])
+        *global_losses, stops = world.sum(torch.cat([losses, stop])).tolist()
+        _require_finite(recipe, state, self.done, global_losses, norms.tolist())
+        elapsed = time.monotonic() - self.since
+        state.progress.seconds += elapsed
+        speed = sum(done.images for done in self.done) / max(elapsed, 1e-9)
+        rows = [
+            {
+                "kind": "step",
+                "step": done.step,
+                "epoch": done.epoch,
+                metrics.TRAIN_LOSS: loss,
+                metrics.LEARNING_RATE: done.lr,
+                metrics.GRADIENT_NORM: norm,
+                metrics.IMAGES_PER_SECOND: speed,
+                metrics.DATA_WAIT: min(1.0, self.waited / max(elapsed, 1e-9)),
+                metrics.MEMORY: memory_bytes(world.device),
+            }
+            for done, loss, norm in zip(self.done, global_losses, norms.tolist(), strict=True)
+        ]
+        self.done, self.waited, self.since = [], 0.0, time.monotonic()
+        return StepReport(rows, save=save or stops > 0, stopping=stops > 0)
+
+
+def _require_finite(
+    recipe: Recipe,
+    state: TrainState,
+    steps: list[Done],
+    losses: list[float],
+    norms: list[float],
+) -> None:
+    """Raises DivergenceError at the first step whose loss or gradient is NaN or Inf.
+
+    Both are equal on all ranks here, so all raise. With fp16 an infinite gradient is the scaler's business.
+    """
+    for done, loss, norm in zip(steps, losses, norms, strict=True):
+        if math.isfinite(loss) and (math.isfinite(norm) or state.scaler.is_enabled()):
+            continue
+        raise DivergenceError(
+            f"At step {done.step} (epoch {state.progress.epoch + 1}) the loss is {loss:g} and the gradient's norm "
+            f"{norm:g}; the learning rate was {done.lr:g}",
+            "Training needs finite numbers; all workers stopped at this step",
+            f"Try --optim.lr {recipe.optim.lr / 10:g}, --optim.clip-norm 1, a warm-up "
+            "(--schedule.warmup-epochs 1) or --precision fp32",
+        )
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory in use: the GPU's peak so far, or this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096

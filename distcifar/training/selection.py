@@ -1,0 +1,39 @@
+"""After an epoch: which one is the best so far, whether the rate falls, and whether to go on."""
+
+from distcifar.config import Recipe, Stage
+from distcifar.training.metrics import Evaluation
+from distcifar.training.state import TrainState
+
+
+def stage_at(recipe: Recipe, epoch: int) -> tuple[Stage, int]:
+    """The stage that epoch `epoch` (from 0) belongs to, and its number of epochs before that one."""
+    for stage in recipe.stages:
+        if epoch < stage.epochs:
+            return stage, epoch
+        epoch -= stage.epochs
+    raise ValueError("the epoch is past the recipe's last one")
+
+
+def choose(recipe: Recipe, state: TrainState, result: Evaluation | None) -> bool:
+    """Updates best, plateau, early stopping and outcome after an epoch; returns whether it is the best."""
+    progress = state.progress
+    metric = None
+    if result is not None:
+        metric = result.accuracy if recipe.select_metric == "accuracy" else result.loss
+        stage, _ = stage_at(recipe, progress.epoch - 1)
+        if stage.schedule.name == "plateau":
+            progress.plateau = progress.plateau.after_epoch(result.loss, stage.schedule)
+    sign = 1 if recipe.select_metric == "accuracy" else -1
+    best = progress.best_metric
+    improved = recipe.select_on == "last" or best is None or (metric is not None and sign * metric > sign * best)
+    if improved:
+        progress.best_metric, progress.best_epoch, progress.best_step = metric, progress.epoch, progress.step
+        progress.wait = 0
+        state.keep_best()
+    else:
+        progress.wait += 1
+    if recipe.early_stop and progress.wait >= recipe.early_stop:
+        progress.outcome = "early stop"
+    elif progress.epoch >= recipe.total_epochs:
+        progress.outcome = "finished"
+    return improved

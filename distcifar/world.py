@@ -1,0 +1,45 @@
+"""World: which of how many ranks this is, and on which device. A value that is passed, never looked up.
+
+The collectives here are the only place that knows a world of one: there they are the identity, and
+nothing else in the package asks for the size before it talks to its peers.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank `rank` of `size`, computing on `device` (for example torch.device("cuda:1"))."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this rank writes the journal and the checkpoints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The element-wise sum of `values` (any shape, on `device`) over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001 (a collective about one flag)
+        """Whether `flag` is set on at least one rank. A synchronisation point on every rank."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Rank 0's `values` on every rank, in place."""
+        if self.size > 1:
+            dist.broadcast(values, src=0)
+        return values
+
+    def barrier(self) -> None:
+        """Returns once every rank has arrived here."""
+        self.any(flag=False)

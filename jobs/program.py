@@ -1,0 +1,27 @@
+"""What all programs share: their mistakes are told in one message, their exit codes mean something."""
+
+import sys
+from collections.abc import Callable
+
+from distcifar.errors import DistcifarError
+
+INTERRUPTED = 130  # as a shell reports Ctrl-C
+
+
+def run_program(main: Callable[[list[str]], int]) -> None:
+    """Runs `main` on the command line and exits: 0, 2 for a mistake, 3 for diverged training, 130 when stopped.
+
+    With --debug a mistake shows its traceback; anything else that is raised is a bug and always does.
+    """
+    argv = sys.argv[1:]
+    try:
+        code = main(argv)
+    except DistcifarError as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)

@@ -1,0 +1,85 @@
+"""Trains a recipe: prepares the data that is missing, trains, measures the test split once, shows the result.
+
+examples:
+  python jobs/train.py quick                               CIFAR-10; downloads what is missing
+  python jobs/train.py quick --source cifar10.npz --name a from a local copy, into runs/a
+  python jobs/train.py resnet9 --optim.lr 0.01 --epochs 5  any field of a recipe can be changed
+  python jobs/train.py resnet18 --workers 2                two workers through Ray Train
+  python jobs/train.py RECIPE --help                       every field with its meaning
+"""
+
+import os
+import sys
+from dataclasses import dataclass, fields, replace
+from typing import Annotated
+
+import tyro
+from program import INTERRUPTED, run_program
+
+from distcifar.cluster import RAY_ENVIRONMENT
+from distcifar.config import Recipe, RunSpec
+from distcifar.recipes import RECIPES, get_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFlags(Recipe):
+    """A recipe's numbers; its name and texts are not for the command line."""
+
+    name: tyro.conf.Suppress[str]
+    description: tyro.conf.Suppress[str] = ""
+    reported_accuracy: tyro.conf.Suppress[float | None] = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to train, and where and how."""
+
+    recipe: Annotated[RecipeFlags, tyro.conf.arg(name="")]
+    run: Annotated[RunSpec, tyro.conf.arg(name="")]
+
+
+def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
+    """Recipe and run specification from the command line; --help and unreadable words end the program."""
+    if not argv or argv[0].startswith("-"):
+        print(__doc__, "\nrecipes:", file=sys.stderr if not argv else sys.stdout)
+        for name, recipe in RECIPES.items():
+            print(f"  {name:24} {recipe.description.strip().splitlines()[0]}")
+        sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
+    named = get_recipe(argv[0])
+    flags = RecipeFlags(**{field.name: getattr(named, field.name) for field in fields(named)})
+    command = tyro.cli(
+        Command, args=argv[1:], default=Command(flags, RunSpec()), prog=f"train.py {named.name}",
+        description=named.description,
+    )  # fmt: skip
+    recipe = Recipe(**{field.name: getattr(command.recipe, field.name) for field in fields(Recipe)})
+    address = command.run.address or os.environ.get("RAY_ADDRESS", "")  # set inside `ray job submit`
+    return recipe, replace(command.run, address=address)
+
+
+def main(argv: list[str]) -> int:
+    recipe, spec = parse(argv)
+    os.environ.update(RAY_ENVIRONMENT)
+    from distcifar.cluster.launch import launch
+    from distcifar.insight.curves import draw_curves
+    from distcifar.tracking.console import Display, result_table
+    from distcifar.tracking.journal import read_rows
+
+    with Display(recipe) as display:
+        result = launch(recipe, spec, listen=display.show, announce=display.say)
+    again = " ".join(["python jobs/train.py", *argv])
+    if result.summary is None:
+        display.say(f"Stopped at step {result.stopped_at} with a checkpoint in {result.folder}/checkpoints.")
+        display.say(f"To go on: {again}" + ("" if spec.name else f" --name {result.folder.name}"))
+        return INTERRUPTED
+    names, per_class = zip(*result.summary["per_class_accuracy"].items(), strict=True)
+    rows = read_rows(result.folder / "metrics.jsonl")
+    title = f"{recipe.name}: test accuracy {result.summary['test_accuracy']:.2%}"
+    draw_curves(rows, result.folder / "curves.png", title=title, class_names=names, per_class=per_class)
+    display.console.print(result_table(result.summary))
+    display.say(f"Results: {result.folder} (curves.png, metrics.csv, summary.json, model/)")
+    display.say(f"Next: python jobs/train.py {recipe.name} --seed {recipe.seed + 1}, or another recipe (--help)")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
