@@ -5,10 +5,13 @@ nothing else in the package asks for the size before it talks to its peers.
 """
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class World:
     def any(self, flag: bool) -> bool:  # noqa: FBT001 (a collective about one flag)
         """Whether `flag` is set on at least one rank. A synchronisation point on every rank."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def first(self, value: T | None) -> T | None:
+        """The value of the lowest rank that has one, on every rank; None if none has. Values are pickled."""
+        values: list[T | None] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return next((found for found in values if found is not None), None)
 
     def broadcast(self, values: Tensor) -> Tensor:
         """Rank 0's `values` on every rank, in place."""

@@ -1,6 +1,7 @@
 """Recipe + RunSpec -> a finished run: prepared data, a claimed directory, workers in this process or on Ray."""
 
 import gc
+import logging
 import queue
 import threading
 import uuid
@@ -15,6 +16,7 @@ from distcifar.cluster.run_folder import claim_run
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.prepare import prepare
+from distcifar.errors import DistcifarError
 from distcifar.tracking.journal import JournalFollower
 
 Listener = Callable[[dict[str, Any]], None]
@@ -44,6 +46,8 @@ def launch(recipe: Recipe, spec: RunSpec, *, listen: Listener, announce: Announc
     with _collector_at_rest():  # torch and ray.train: seconds, not spent on a mistyped command
         from distcifar.cluster.worker import Job
 
+    if not spec.verbose:
+        logging.getLogger("ray").setLevel(logging.ERROR)
     job = Job(recipe, spec, folder, data.folder, data.digest)
     if _is_local(spec):
         with stop_on_signals(stop, announce):
@@ -115,8 +119,15 @@ def _fit_on_ray(job: Any, listen: Listener, announce: Announce) -> dict[str, Any
             if result is not None:
                 break
     if isinstance(result, BaseException):
-        raise result
+        raise _own_error(result)
     return result
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """A worker's DistcifarError out of Ray's wrapping; any other error as it is."""
+    failures = getattr(error, "worker_failures", {}).values()
+    causes = [cause for failure in failures for cause in (failure, failure.__cause__)]
+    return next((cause for cause in causes if isinstance(cause, DistcifarError)), error)
 
 
 def _trainer(job: Any, workers: Any) -> Any:
@@ -124,12 +135,13 @@ def _trainer(job: Any, workers: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
+    from distcifar.cluster.recorder import silence
     from distcifar.cluster.trainer import LeanTorchTrainer
     from distcifar.cluster.worker import train_worker
 
     return LeanTorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "listen": None},
+        train_loop_config={"job": job, "listen": silence},
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo", timeout_s=300),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=workers.resources()

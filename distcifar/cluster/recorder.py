@@ -1,18 +1,25 @@
 """What a rank does with the engine's reports: the primary writes them down and saves, the others do not."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
+
 from distcifar.config import RunSpec, to_dict
 from distcifar.data.build import OpenData
-from distcifar.errors import CheckpointError
+from distcifar.errors import CheckpointError, StorageError
 from distcifar.tracking.journal import Journal
 from distcifar.training.checkpoint import prune_checkpoints, save_checkpoint, save_model
 from distcifar.training.reports import EpochReport, Report, Row
 from distcifar.training.state import TrainState
 
 Listener = Callable[[Row], None]
+
+
+def silence(row: Row) -> None:
+    """A listener for workers that nobody watches: their driver follows the journal."""
 
 
 class Recorder(Protocol):
@@ -71,10 +78,19 @@ class RunRecorder:
 
     def _save(self) -> None:
         """Seals a checkpoint after the rows that belong to it."""
-        self.journal.sync()
         root = self._folder / "checkpoints"
-        save_checkpoint(root, self._state, self._card())
-        prune_checkpoints(root, best_step=self._state.progress.best_step)
+        try:
+            self.journal.sync()
+            save_checkpoint(root, self._state, self._card())
+            prune_checkpoints(root, best_step=self._state.progress.best_step)
+        except (OSError, SafetensorError) as error:
+            free = shutil.disk_usage(self._folder).free
+            raise StorageError(
+                f"The checkpoint of step {self._state.progress.step} cannot be saved in {root}: {error} "
+                f"({free / 1e6:,.0f} MB are free)",
+                "A run goes on only if its state can be saved",
+                "Make room, then type the same command: it goes on from the last good checkpoint",
+            ) from error
 
     def _card(self) -> dict[str, Any]:
         """What model.safetensors is: enough to rebuild and feed the network without the data set."""

@@ -12,12 +12,14 @@ import torch
 from distcifar.cluster.recorder import Listener, NoRecorder, Recorder, RunRecorder
 from distcifar.cluster.stopping import StopRequest
 from distcifar.config import Recipe, RunSpec
-from distcifar.data.build import open_data
-from distcifar.errors import DistcifarError
-from distcifar.training.build import build_state
+from distcifar.data.build import OpenData, open_data
+from distcifar.errors import CheckpointError, DistcifarError, DivergenceError
+from distcifar.training.build import build_state, first_images
 from distcifar.training.checkpoint import newest_good
 from distcifar.training.engine import fit
+from distcifar.training.precision import resolve_precision
 from distcifar.training.reports import EpochReport, FitOptions
+from distcifar.training.state import TrainState
 from distcifar.training.summary import summarise
 from distcifar.world import World
 
@@ -38,13 +40,22 @@ class Job:
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Trains on this rank: {"summary": ...}, {"stopped": step}, or {"error": DistcifarError}.
 
-    config: {"job": Job, "listen": Listener}. What a user can mend is returned, not raised: Ray would restart
-    the workers for it and print its own traceback.
+    config: {"job": Job, "listen": Listener}. A mistake that is found before the first step, and diverged
+    training, are returned by all ranks alike: Ray would restart the workers for what is raised.
     """
-    world = join_world(config["job"].spec)
+    job: Job = config["job"]
+    world = join_world(job.spec)
+    problem: DistcifarError | None = None
     try:
-        return _train(config["job"], config["listen"], world)
+        opened = _open(job, world)
     except DistcifarError as error:
+        problem = error
+    problem = world.first(problem)
+    if problem is not None:
+        return {"error": problem}
+    try:
+        return _train(job, config["listen"], world, *opened)
+    except DivergenceError as error:
         return {"error": error}
 
 
@@ -60,23 +71,40 @@ def join_world(spec: RunSpec) -> World:
     return World(context.get_world_rank(), context.get_world_size(), device)
 
 
-def _train(job: Job, listen: Listener, world: World) -> dict[str, Any]:
-    spec = job.spec
-    threads = spec.loader_threads or torch.get_num_threads()
-    data = open_data(job.recipe, job.data, world, mode=spec.loader, threads=threads)
+Opened = tuple[OpenData, TrainState, list[CheckpointError]]
+
+
+def _open(job: Job, world: World) -> Opened:
+    """Data and state from the newest good checkpoint, and what was wrong with newer ones. No collectives."""
+    threads = job.spec.loader_threads or torch.get_num_threads()
+    data = open_data(job.recipe, job.data, world, mode=job.spec.loader, threads=threads)
     state = build_state(job.recipe, data, job.data_digest, world)
     checkpoint, damaged = newest_good(job.folder / "checkpoints")
     if checkpoint is not None:
         checkpoint.restore(state)
+    return data, state, damaged
+
+
+def _train(
+    job: Job,
+    listen: Listener,
+    world: World,
+    data: OpenData,
+    state: TrainState,
+    damaged: list[CheckpointError],
+) -> dict[str, Any]:
+    if state.progress.step == 0:
+        images = first_images(data, job.recipe.batch_size)
+        state.set_precision(resolve_precision(job.recipe.precision, state.model, images, world))
     recorder: Recorder = NoRecorder()
     if world.is_primary:
-        recorder = RunRecorder(job.folder, spec, state, data, listen)
+        recorder = RunRecorder(job.folder, job.spec, state, data, listen)
         recorder.begin(world.size, damaged)
     options = FitOptions(
         report_steps=GPU_REPORT_STEPS if world.device.type == "cuda" else 1,
-        checkpoint_steps=spec.checkpoint_steps,
+        checkpoint_steps=job.spec.checkpoint_steps,
         should_stop=StopRequest(job.folder).made,
-        compile=spec.compile,
+        compile=job.spec.compile,
     )
     for report in fit(job.recipe, state, data.loaders, world, options):
         recorder.record(report)

@@ -9,6 +9,7 @@ metadata of each sample (pointer to its pixels, label), pages with the pixels, a
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,7 @@ def write_beton(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]
     torch.set_num_threads(threads)  # importing ffcv has set it to 1
     shape = images.shape[1:]
     with progress(f"Writing {path.name}", len(labels)) as advance:
-        InProcessWriter(path, shape, page_bytes(int(np.prod(shape)))).write(images, labels, advance)
+        InProcessWriter(path, shape, page_bytes(math.prod(shape))).write(images, labels, advance)
     _sync(path)
 
 
@@ -124,8 +125,6 @@ def _damage(manifest: Manifest, size: int, digests: list[str]) -> str:
     cut = size < manifest.size_bytes
     compared = size // BLOCK_BYTES if cut else len(manifest.blocks)  # the block with the cut is told as missing
     bad = {index for index in range(compared) if digests[index] != manifest.blocks[index]}
-    if len(bad) == compared > 1:
-        return f"bytes 0-{size - 1}: none of its blocks is the one that the sidecar was written for"
     problems = [f"bytes {first}-{last} changed" for first, last in _byte_ranges(bad, size)]
     if cut:
         problems.append(f"bytes {size}-{manifest.size_bytes - 1} are missing")
@@ -163,18 +162,18 @@ def read_all(path: Path, manifest: Manifest) -> tuple[NDArray[np.uint8], NDArray
     Raises DataError if the file's own header, pointers or labels contradict the manifest.
     """
     shape = (manifest.height, manifest.width, manifest.channels)
-    image_bytes = int(np.prod(shape))
+    image_bytes = math.prod(shape)
     with path.open("rb") as file:
         samples = _read_samples(path, file.fileno(), manifest)
         images = np.empty((len(samples), *shape), np.uint8)
-        target = memoryview(images.reshape(-1))
+        target = images.reshape(-1).data
         pointers = samples["pointer"].astype(np.int64)
         # images lie back to back within a page: one read per page instead of one per image
         cuts = np.flatnonzero(np.diff(pointers) != image_bytes) + 1
         for first, stop in zip([0, *cuts], [*cuts, len(samples)], strict=True):
             part = target[first * image_bytes : stop * image_bytes]
             if os.preadv(file.fileno(), [part], int(pointers[first])) != len(part):
-                raise _foreign(path, f"the pixels of image {first} lie behind its end")
+                raise _foreign(path, f"it ends within the pixels of image {first}")
     labels = samples["label"].astype(np.int64)
     if labels.min() < 0 or class_counts(labels, manifest.num_classes) != manifest.class_counts:
         raise _foreign(path, "its labels are not those that the sidecar counts")
@@ -197,13 +196,14 @@ def _read_samples(path: Path, fd: int, manifest: Manifest) -> NDArray[np.void]:
         "shape": [int(side) for side in array["shape"] if side],
         "pixel": bytes(image["arguments"][_ARRAY.itemsize :][: array["type_length"]]),
     }
+    shape = [manifest.height, manifest.width, manifest.channels]
     expected = {
         "version": _VERSION,
         "fields": 2,
         "samples": manifest.num_samples,
         "names": [b"image", b"label"],
         "types": [_NDARRAY, _INT],
-        "shape": [manifest.height, manifest.width, manifest.channels],
+        "shape": shape,
         "pixel": json.dumps(np.dtype(np.uint8).descr).encode(),
     }
     for key, value in expected.items():
@@ -213,8 +213,9 @@ def _read_samples(path: Path, fd: int, manifest: Manifest) -> NDArray[np.void]:
     if len(raw) < manifest.num_samples * _SAMPLE.itemsize:
         raise _foreign(path, "it ends within its table of samples")
     samples = np.frombuffer(raw, _SAMPLE)
-    if samples["pointer"].max() > manifest.size_bytes:  # also keeps the pointers within int64
-        raise _foreign(path, "a pointer leads behind its end")
+    last = min(manifest.size_bytes, int(header["alloc_table_ptr"])) - math.prod(shape)
+    if int(samples["pointer"].max()) > last:
+        raise _foreign(path, "a pointer leads behind its pixels")
     return samples
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distcifar.config import DataConfig, from_dict, to_dict
+from distcifar.data.official import OFFICIAL
 from distcifar.errors import ConfigError, DataError
 
 FORMAT_VERSION = 1
@@ -92,7 +93,7 @@ def folder_name(config: DataConfig) -> str:
     dataset = config.dataset
     if dataset.startswith("npz:"):
         dataset = "npz-" + Path(dataset.removeprefix("npz:")).stem
-    elif os.sep in dataset or dataset in (".", ".."):
+    elif dataset not in (*OFFICIAL, "synthetic"):
         dataset = "folder-" + Path(os.path.abspath(dataset)).name
     options = (("first", config.train_first), ("size", config.size), ("split", config.split_seed))
     parts = [f"{name}{value}" for name, value in options if value]
@@ -101,15 +102,15 @@ def folder_name(config: DataConfig) -> str:
 
 def prepare_command(config: DataConfig, root: Path | str, source: str = "") -> str:
     """The command that prepares `config` under `root`, quoted for a shell."""
-    words = ["python", "jobs/prepare.py", config.dataset]
     options = {
         "source": source,
         "root": "" if str(root) == "data" else str(root),
+        "validation": str(config.validation),
         "size": config.size,
         "train-first": config.train_first,
         "split-seed": config.split_seed,
     }
-    words += ["--validation", str(config.validation)]
+    words = ["python", "jobs/prepare.py", config.dataset]
     for name, value in options.items():
         words += [f"--{name}", str(value)] if value else []
     return shlex.join(words)
@@ -168,22 +169,30 @@ def read_manifest(path: Path, remedy: str) -> Manifest:
     return from_text(text, sidecar, remedy)
 
 
-def repair_command(path: Path) -> str:
-    """The command that writes the beton at `path` anew, from whichever sidecar of its folder is whole."""
-    root = path.absolute().parent.parent
+def any_manifest(folder: Path) -> Manifest | None:
+    """The first manifest of a prepared folder that is whole; None if there is none."""
     for split in SPLITS:
         try:
-            manifest = read_manifest(path.with_name(f"{split}.beton"), "")
+            return read_manifest(folder / f"{split}.beton", "")
         except DataError:
             continue
-        return prepare_command(manifest.data, root, recorded_source(manifest)) + " --repair"
-    return f"python jobs/prepare.py DATASET --root {shlex.quote(str(root))} --repair"
+    return None
 
 
-def recorded_source(manifest: Manifest) -> str:
-    """What --source was: only the official sets have one, and not where they were downloaded."""
-    own = manifest.data.dataset == "synthetic" or folder_name(manifest.data).startswith(("npz-", "folder-"))
-    return "" if own or "://" in manifest.source else manifest.source
+def recorded_source(folder: Path) -> str:
+    """What --source was when `folder` was prepared; empty after a download, for one's own data, and if unknown."""
+    manifest = any_manifest(folder)
+    local = manifest and manifest.data.dataset in OFFICIAL and "://" not in manifest.source
+    return manifest.source if manifest and local else ""
+
+
+def repair_command(path: Path) -> str:
+    """The command that writes the beton at `path` anew, as far as the sidecars of its folder tell."""
+    folder = path.absolute().parent
+    manifest = any_manifest(folder)
+    if manifest is None:
+        return f"python jobs/prepare.py DATASET --root {shlex.quote(str(folder.parent))} --repair"
+    return prepare_command(manifest.data, folder.parent, recorded_source(folder)) + " --repair"
 
 
 def _canonical(value: Any) -> bytes:

@@ -73,9 +73,10 @@ class NpzSource:
 def _arrays(path: Path) -> dict[str, Any]:
     """The arrays by name. Raises DataError for a damaged file, missing or unknown names, and pickled objects."""
     try:
-        with np.load(path, allow_pickle=False) as file:  # never pickles: they run code
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one bare array")
+        file = np.load(path, allow_pickle=False)  # never pickles: they run code
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one bare array")
+        with file:
             _check_names(path, file.files)
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
@@ -94,5 +95,5 @@ def _check_names(path: Path, names: list[str]) -> None:
     if missing or unknown:
         lacks = f"lacks {', '.join(missing)}" if missing else ""
         has = f"has {', '.join(repr(name) for name in unknown)}" if unknown else ""
-        hint = did_you_mean(unknown[0], _KEYS) if unknown else "Save those arrays too"
+        hint = did_you_mean(unknown[0], missing or _KEYS) if unknown else "Save those arrays too"
         raise DataError(f"{path} {' and '.join(filter(None, (lacks, has)))}", _FORMAT, hint)

@@ -32,7 +32,8 @@ class Official:
     """What is published: one archive, or the four gz files of MNIST's format."""
     folder: str
     """Where torchvision looks for them unpacked, below its root."""
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+    """In the order of the labels; empty: as the archive has them."""
 
 
 OFFICIAL = {
@@ -40,22 +41,12 @@ OFFICIAL = {
         "CIFAR10",
         ("cifar-10-python.tar.gz",),
         "cifar-10-batches-py",
-        tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "cifar100": Official(
         "CIFAR100",
         ("cifar-100-python.tar.gz",),
         "cifar-100-python",
-        tuple(
-            "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel "
-            "can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur "
-            "dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion "
-            "lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree "
-            "pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea "
-            "seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table "
-            "tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman "
-            "worm".split()
-        ),
     ),
     "mnist": Official("MNIST", _IDX, "MNIST/raw", tuple("0123456789")),
     "fashion-mnist": Official(
@@ -96,14 +87,15 @@ class OfficialSource:
                 self._check_md5s(files)  # torchvision checks CIFAR's files itself, but not these
             _unpack(files, scratch, OFFICIAL[self.name].folder)
             reader = self._reader()
-            train, test = (self._split(reader(scratch, train=train)) for train in (True, False))
+            train, test = (reader(scratch, train=is_train) for is_train in (True, False))
         except (RuntimeError, ValueError, EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
                 f"{files[0].parent if len(files) > 1 else files[0]} is not the official {self.name} ({error})",
                 f"The published {' '.join(OFFICIAL[self.name].files)} are read, known by their md5",
                 "Bring them anew, or give your own images as --source FILE.npz",
             ) from None
-        return ImageSet(train, test, OFFICIAL[self.name].class_names)
+        names = OFFICIAL[self.name].class_names or tuple(train.classes)
+        return ImageSet(_labelled(train, names, self.name), _labelled(test, names, self.name), names)
 
     def _files(self) -> list[Path]:
         """The published files, or CIFAR's unpacked ones; downloaded first if no path was given."""
@@ -141,14 +133,14 @@ class OfficialSource:
             if (found := file_digest(file, "md5")) != md5:
                 raise ValueError(f"{file.name} has the md5 {found} instead of {md5}")
 
-    def _split(self, dataset: Any) -> LabelledImages:
-        images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
-        return checked(images, labels, len(OFFICIAL[self.name].class_names), self.name)
-
     def _reader(self) -> Any:
-        from torchvision import datasets
+        from torchvision import datasets  # type: ignore[import-untyped]
 
         return getattr(datasets, OFFICIAL[self.name].reader)
+
+
+def _labelled(dataset: Any, class_names: tuple[str, ...], where: str) -> LabelledImages:
+    return checked(np.asarray(dataset.data), np.asarray(dataset.targets), len(class_names), where)
 
 
 def _unpack(files: list[Path], scratch: Path, folder: str) -> None:

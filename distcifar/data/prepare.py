@@ -1,20 +1,13 @@
 """Prepare a data set once: read its source, split it, write sealed betons, all or nothing.
 
-Everything is written into a temporary folder beside the final one and takes its name at the end, so that a folder
-that is there is whole, or was damaged later, which `open_prepared` tells. A lock lets one process at a time write.
+A folder that is there was written whole; what was damaged since, `open_prepared` tells.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from filelock import FileLock, Timeout
 
 from distcifar.config import DataConfig
 from distcifar.data.beton import file_bytes, seal, verify, write_beton
@@ -26,11 +19,12 @@ from distcifar.data.manifest import (
     folder_name,
     prepare_command,
     recorded_source,
-    repair_command,
 )
+from distcifar.data.official import OFFICIAL
 from distcifar.data.sources import Source, open_source
 from distcifar.data.split import train_val_indices
-from distcifar.errors import DataError, StorageError
+from distcifar.data.staging import exclusive, require_space, staged, storage_errors
+from distcifar.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ class PreparedData:
 
     folder: Path
     manifests: dict[str, Manifest]
-    """By split: train, test, and val if there is one."""
+    """By split: train, test, and val if images were held out."""
 
     @property
     def train(self) -> Path:
@@ -58,42 +52,36 @@ class PreparedData:
 
     @property
     def manifest(self) -> Manifest:
-        """The training split's manifest: shape, classes, mean and std are the same in all."""
+        """The training split's manifest; shape, classes, mean and std are the same in all."""
         return self.manifests["train"]
 
     @property
     def digest(self) -> str:
-        """sha256, hex, over the digests of all splits: the data's name in a checkpoint."""
+        """sha256, hex, over the digests of all splits: the name of these data in a checkpoint."""
         digests = [self.manifests[split].digest for split in SPLITS if split in self.manifests]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def open_prepared(config: DataConfig, root: Path, source: str = "") -> PreparedData | None:
-    """The prepared data of `config` below `root`, every byte verified; None if there is none. Reads no source.
+    """The prepared data of `config` below `root`, every byte verified; None if there are none. Reads no source.
 
-    source: as given to `prepare`, for the repair command. Raises DataError for what is damaged or foreign.
+    source: as given to `prepare`, to be named in the repair command. Raises DataError for damage.
     """
     folder = root / folder_name(config)
     if not folder.is_dir():
         return None
+    repair = _repair_command(config, root, source)
     splits = [split for split in SPLITS if split != "val" or config.validation]
-    repair = repair_command(folder / "train.beton") if not source else _repair(config, root, source)
-    if "DATASET" in repair:  # no sidecar is whole
-        repair = _repair(config, root, source)
     manifests = {split: verify(folder / f"{split}.beton", repair=repair) for split in splits}
-    train = manifests["train"]
     for split, manifest in manifests.items():
-        if folder_name(manifest.data) != folder.name or manifest.source_digest != train.source_digest:
+        name = folder_name(manifest.data)
+        if name != folder.name or manifest.source_digest != manifests["train"].source_digest:
             raise DataError(
-                f"{folder / split}.beton was prepared as {folder_name(manifest.data)} from {manifest.source}",
-                f"All files of {folder} come from one preparation of that name",
+                f"{folder / split}.beton was prepared for {name} from {manifest.source}",
+                "All files of a folder come from the one preparation that it is named after",
                 f"Write them again: {repair}",
             )
     return PreparedData(folder, manifests)
-
-
-def _repair(config: DataConfig, root: Path, source: str) -> str:
-    return f"{prepare_command(config, root, source)} --repair"
 
 
 def prepare(
@@ -105,51 +93,113 @@ def prepare(
     repair: bool = False,
     max_broken: float = 0.01,
 ) -> PreparedData:
-    """Brings the prepared data of `config` below `root` about; verifies and returns it if it is there.
+    """The prepared data of `config` below `root`, verified; written first if they are not there.
 
-    source: a local copy of an official set. announce: is told what is done. repair: write anew what is damaged or
-    was made from another source. max_broken: the share of images of a directory that may fail to decode.
-    Raises DataError for a bad source or damaged files, StorageError for no space or no permission.
+    source: a local copy of an official set. announce: is told what happens. repair: write anew what is damaged or
+    comes from another version of the source. max_broken: share of a directory's images that may fail to decode.
+    Raises DataError for a bad source or damaged files, StorageError for lack of space or permission.
     """
     origin = open_source(config, root, source, max_broken)
-    done = _find(config, root, source, origin, announce, repair=repair)
-    if done is None:
-        with _storage_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
-            with _lock(root, folder_name(config), announce):
-                # another process may have done it while this one waited
-                done = _find(config, root, source, origin, announce, repair=repair)
-                return done or _write(config, root, origin, announce)
-    return done
 
-
-def _find(
-    config: DataConfig,
-    root: Path,
-    source: str,
-    origin: Source,
-    announce: Callable[[str], None],
-    *,
-    repair: bool,
-) -> PreparedData | None:
-    """What is prepared already and of this source, or None if it must be written. Needs no write permission."""
-    try:
-        done = open_prepared(config, root, source)
-        if done is None:
+    def existing() -> PreparedData | None:
+        try:
+            prepared = open_prepared(config, root, source)
+            if prepared:
+                _require_same_source(prepared, origin, _repair_command(config, root, source), announce)
+        except DataError as error:
+            if not repair:
+                raise
+            announce(f"Writing anew, because: {error.found}")
             return None
-        if not origin.at_hand:
-            return done
-        digest = origin.digest()
-        if digest == done.manifest.source_digest:
-            return done
+        return prepared
+
+    if prepared := existing():  # without the lock: whoever only reads needs no write permission
+        return prepared
+    folder = root / folder_name(config)
+    with storage_errors(root), exclusive(folder, announce):
+        if prepared := existing():  # another process wrote it while this one waited
+            return prepared
+        with staged(folder) as (ready, scratch):
+            manifests = _write(config, origin, ready, scratch, announce)
+    return PreparedData(folder, manifests)
+
+
+def _repair_command(config: DataConfig, root: Path, source: str) -> str:
+    source = source or recorded_source(root / folder_name(config))
+    return f"{prepare_command(config, root, source)} --repair"
+
+
+def _require_same_source(prepared: PreparedData, origin: Source, repair: str, announce: Callable[[str], None]) -> None:
+    """Raises DataError if the source is there and is not the one that was prepared."""
+    manifest = prepared.manifest
+    if not origin.at_hand:
+        if manifest.data.dataset not in OFFICIAL:
+            announce(f"{origin.where} is not there: using what was prepared from {manifest.source}")
+        return
+    if (digest := origin.digest()) != manifest.source_digest:
         raise DataError(
-            f"{done.folder} was made from {done.manifest.source} (sha256 {done.manifest.source_digest}), "
-            f"and {origin.where} has sha256 {digest}",
+            f"{prepared.folder} was made from {manifest.source} with sha256 {manifest.source_digest}, "
+            f"and {origin.where} has {digest}",
             "A prepared folder holds one version of its source",
-            f"Give another --root, or replace it: {_repair(config, root, source)}",
+            f"Give another --root, or replace it: {repair}",
         )
-    except DataError as error:
-        if not repair:
-            raise
-        announce(f"Writing anew: {error.found}")
-        return None
+
+
+def _write(
+    config: DataConfig, origin: Source, ready: Path, scratch: Path, announce: Callable[[str], None]
+) -> dict[str, Manifest]:
+    """Reads the source and writes every split into `ready`, sealed and flushed to disk."""
+    source_digest = origin.digest()
+    announce(f"Reading {config.dataset} from {origin.where}")
+    image_set = with_size(origin.read(scratch), config.size)
+    for note in image_set.notes:
+        announce(note)
+    splits = _split(image_set, config)
+    image_bytes = splits["train"].images[0].size
+    require_space(ready, sum(file_bytes(len(part), image_bytes) for part in splits.values()))
+    mean, std = channel_statistics(splits["train"].images)
+    height, width, channels = splits["train"].images.shape[1:]
+    manifests = {}
+    for split, part in splits.items():
+        path = ready / f"{split}.beton"
+        write_beton(path, part.images, part.labels)
+        draft = Manifest(
+            split=split,
+            data=file_config(config),
+            source=origin.where,
+            source_digest=source_digest,
+            class_names=image_set.class_names,
+            class_counts=class_counts(part.labels, len(image_set.class_names)),
+            height=height,
+            width=width,
+            channels=channels,
+            mean=mean,
+            std=std,
+        )
+        manifests[split] = seal(path, draft)
+    if image_set.broken:
+        _write_quarantine(ready / "quarantine.json", origin.where, image_set.broken)
+        announce(f"{len(image_set.broken)} images cannot be decoded and are left out: see quarantine.json")
+    return manifests
+
+
+def _split(image_set: ImageSet, config: DataConfig) -> dict[str, LabelledImages]:
+    """train, val (if any) and test. Raises DataError if a class would have no training image."""
+    labels = image_set.train.labels
+    train, val = train_val_indices(labels, config.validation, config.train_first, config.split_seed)
+    counts = class_counts(labels[train], len(image_set.class_names))
+    missing = [name for name, count in zip(image_set.class_names, counts, strict=True) if not count]
+    if missing:
+        raise DataError(
+            f"No training image shows {', '.join(missing[:10])}",
+            "Each class has training images",
+            "Add some, hold out fewer (--validation), train on more (--train-first), or drop the class",
+        )
+    parts = {"train": image_set.train.take(train), "val": image_set.train.take(val), "test": image_set.test}
+    return {split: part for split, part in parts.items() if len(part)}
+
+
+def _write_quarantine(path: Path, source: str, broken: tuple[tuple[str, str], ...]) -> None:
+    entries = [{"path": name, "reason": reason} for name, reason in broken]
+    text = json.dumps({"source": source, "broken": entries}, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -99,8 +99,8 @@ class SyntheticSource:
         total = hashlib.sha256()
         image_set = self.read(Path())
         for part in (image_set.train, image_set.test):
-            total.update(part.images)
-            total.update(part.labels)
+            total.update(part.images.tobytes())
+            total.update(part.labels.tobytes())
         return total.hexdigest()
 
     def read(self, scratch: Path) -> ImageSet:

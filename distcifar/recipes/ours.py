@@ -6,13 +6,16 @@ _ONE_CYCLE = ScheduleConfig(name="onecycle", every="step")
 
 _debug = Recipe(
     name="debug",
-    description="Ours: synthetic images and a tiny net, a second or two on a laptop. Says nothing about accuracy.",
+    description=(
+        "Ours: 2,048 synthetic images and a tiny net with all kinds of layers, to see in two seconds on one core\n"
+        "that everything works. Passes 90 % on its test images (tried: 96 to 97 %, 3 seeds); a linear net does not."
+    ),
     epochs=2,
-    batch_size=64,
-    model=ModelConfig(name="cnn", layout=("16", "M", "M"), hidden=(32,), dropout=0.1),
+    batch_size=32,
+    model=ModelConfig(name="cnn", layout=("16", "M", "32", "M", "32", "M"), hidden=(64,), dropout=0.1),
     data=DataConfig(dataset="synthetic", validation=256),
     augment=AugmentConfig(crop_padding=2, flip="random"),
-    optim=OptimConfig(lr=0.05, weight_decay=5e-4),
+    optim=OptimConfig(name="adam", lr=0.01),
     schedule=_ONE_CYCLE,
 )
 

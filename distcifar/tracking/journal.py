@@ -99,22 +99,34 @@ def _csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 class JournalFollower:
-    """Reads the metric rows of a run directory as another process adds them."""
+    """Reads the metric rows of a run directory as another process adds them, each row once."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "metrics.jsonl"
-        self._place = self._path.stat().st_size if self._path.exists() else 0
+        self._file = (0, 0)  # inode and bytes read of it
+        self._last = (-1, False)  # step and kind of the last row told
+        self.new_rows()
 
     def new_rows(self) -> list[dict[str, Any]]:
-        """The rows that were added since the last call. A restarted run cuts the file."""
-        if not self._path.exists():
+        """The rows that were added since the last call.
+
+        A restart replaces the file by a shorter one: rows that are then written again are not told again.
+        """
+        try:
+            with open(self._path, "rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                place = self._file[1] if inode == self._file[0] else 0
+                file.seek(place)
+                text = file.read()
+        except FileNotFoundError:
             return []
-        size = self._path.stat().st_size
-        if size < self._place:
-            self._place = size
-        with open(self._path, "rb") as file:
-            file.seek(self._place)
-            text = file.read(size - self._place)
         whole = text[: text.rfind(b"\n") + 1]
-        self._place += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        self._file = (inode, place + len(whole))
+        rows = [row for row in map(json.loads, whole.splitlines()) if _place(row) > self._last]
+        self._last = max([self._last, *map(_place, rows)])
+        return rows
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, bool]:
+    """Rows come in this order: an epoch's row after its last step's."""
+    return row["step"], row["kind"] == "epoch"

@@ -1,4 +1,4 @@
-"""A fresh TrainState from a recipe: the network, its first weights, and what is decided once per run."""
+"""A fresh TrainState from a recipe: the network and its first weights."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,6 @@ from torch import Tensor
 from distcifar.config import Recipe
 from distcifar.data.build import OpenData
 from distcifar.models import build_model, initialise_from_data
-from distcifar.training.precision import resolve_precision
 from distcifar.training.state import TrainState
 from distcifar.world import World
 
@@ -14,7 +13,7 @@ INITIAL_IMAGES = 5000  # for weights that are computed from the data
 
 
 def build_state(recipe: Recipe, data: OpenData, data_digest: str, world: World) -> TrainState:
-    """The state before the first step, the same on every rank. A collective where precision is "auto"."""
+    """The state before the first step, the same on every rank."""
     torch.manual_seed(recipe.seed)
     model = build_model(
         recipe.model,
@@ -26,10 +25,7 @@ def build_state(recipe: Recipe, data: OpenData, data_digest: str, world: World) 
     initialise_from_data(model, first_images(data, INITIAL_IMAGES))
     if recipe.sync_batchnorm and world.size > 1 and world.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    state = TrainState(model, recipe, data_digest, world.device)
-    images = first_images(data, recipe.batch_size)
-    state.set_precision(resolve_precision(recipe.precision, model, images, world))
-    return state
+    return TrainState(model, recipe, data_digest, world.device)
 
 
 def first_images(data: OpenData, count: int) -> Tensor:

@@ -1,0 +1,97 @@
+"""Contract 4: every sample is counted exactly once, at any world and batch size, by a net in evaluation mode."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.support import NORM_CNN, ONE, fresh, rank_worlds, small_recipe
+
+from distcifar.training.evaluate import evaluate, evaluating
+from distcifar.training.metrics import Evaluation
+from distcifar.world import World
+
+SETTINGS = {"num_classes": 4, "precision": "fp32", "flip": False}
+
+
+class OneAfterAnother(World):
+    """A rank whose peers run before it in this process: `sum` gives what has been summed so far."""
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.so_far.append(values.clone())
+        return torch.stack(self.so_far).sum(0)
+
+
+def over_ranks(size: int, *, test: int, eval_batch: int) -> Evaluation:
+    """The evaluation of the test split on `size` ranks, as its last rank sees it."""
+    so_far: list[torch.Tensor] = []
+    for plain in rank_worlds(size):
+        world = OneAfterAnother(plain.rank, plain.size)
+        object.__setattr__(world, "so_far", so_far)
+        state, data = fresh(small_recipe(model=NORM_CNN), world, test=test, eval_batch=eval_batch)
+        try:
+            result = evaluate(state.model, data.loaders.test, world, **SETTINGS)
+        except RuntimeError as error:
+            assert "counted" in str(error)
+            assert plain.rank < size - 1, "only the ranks that have not heard of the others may miss samples"
+    return result
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize(("test", "eval_batch"), [(17, 10), (17, 1), (17, 500), (4, 2)])  # 4: more ranks than samples
+def test_every_sample_counts_once_at_any_world_and_batch_size(size: int, test: int, eval_batch: int):
+    state, data = fresh(small_recipe(model=NORM_CNN), test=test)
+    state.model.eval()
+    (whole,) = data.loaders.test.store.fetch([torch.arange(test).numpy()])
+    with torch.no_grad():
+        logits = state.model(data.loaders.test.pixels.evaluate(whole[0], whole[1]))
+    labels = whole[2]
+    result = over_ranks(size, test=test, eval_batch=eval_batch)
+    assert result.count == test
+    assert result.confusion.sum(1).tolist() == torch.bincount(labels, minlength=4).tolist()
+    assert result.confusion.sum(0).tolist() == torch.bincount(logits.argmax(1), minlength=4).tolist()
+    assert result.accuracy == (logits.argmax(1) == labels).sum().item() / test
+    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_a_missing_sample_is_noticed():
+    state, data = fresh(small_recipe(), rank_worlds(2)[0])  # one of two ranks, whose peer adds nothing
+    with pytest.raises(RuntimeError, match="counted 8 samples of a split of 17"):
+        evaluate(state.model, data.loaders.test, ONE, **SETTINGS)
+
+
+def test_flip_averages_the_logits_of_the_image_and_its_mirror_image():
+    state, data = fresh(small_recipe(model=NORM_CNN))
+    result = evaluate(state.model, data.loaders.test, ONE, **{**SETTINGS, "flip": True})
+    state.model.eval()
+    loss, correct = 0.0, 0
+    with torch.no_grad():
+        for batch in data.loaders.test.batches():
+            mirrored = torch.from_numpy(batch.images.numpy()[:, :, :, ::-1].copy())
+            logits = (state.model(batch.images) + state.model(mirrored)) / 2
+            loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
+            correct += (logits.argmax(1) == batch.labels).sum().item()
+    assert result.loss == pytest.approx(loss / 17, rel=1e-5)
+    assert result.accuracy == correct / 17
+    assert result.loss != evaluate(state.model, data.loaders.test, ONE, **SETTINGS).loss
+
+
+def test_evaluation_changes_neither_modes_nor_statistics_nor_random_numbers():
+    state, data = fresh(small_recipe(model=NORM_CNN))
+    state.model.train()
+    state.model.body[1].eval()  # as a frozen norm is
+    modes = [module.training for module in state.model.modules()]
+    tensors = {name: value.clone() for name, value in state.model.state_dict().items()}
+    random = torch.get_rng_state()
+    evaluate(state.model, data.loaders.test, ONE, **SETTINGS)
+    assert [module.training for module in state.model.modules()] == modes
+    assert all(torch.equal(value, tensors[name]) for name, value in state.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in state.model.parameters())
+
+
+def test_modes_come_back_after_an_error_too():
+    net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.BatchNorm1d(2))
+    net[1].eval()
+    with pytest.raises(ZeroDivisionError), evaluating(net):
+        assert [module.training for module in net.modules()] == [False] * 3
+        raise ZeroDivisionError
+    assert [module.training for module in net.modules()] == [True, True, False]

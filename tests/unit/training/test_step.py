@@ -1,0 +1,154 @@
+"""Contract 3: a step's gradient is that of the mean loss over the global batch, however the batch is split."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.support import NORM_CNN, fresh, rank_worlds, small_recipe
+
+from distcifar.config import AugmentConfig, OptimConfig, Recipe
+from distcifar.data.loader import Batch
+from distcifar.training.state import TrainState
+from distcifar.training.step import sample_losses, train_step
+from distcifar.world import World
+
+SGD = OptimConfig(lr=0.1, momentum=0.0)
+LAST = 2  # of the steps of 16, 16 and 8 images
+CASES = {
+    "plain": {},
+    "label smoothing": {"label_smoothing": 0.2},
+    "mixup": {"augment": AugmentConfig(mixup=0.7), "label_smoothing": 0.1},
+    "cutmix": {"augment": AugmentConfig(cutmix=1.0)},
+}
+
+
+def batch_of(recipe: Recipe, step: int, world: World = World(), train: int = 40) -> tuple[TrainState, Batch]:
+    state, data = fresh(recipe, world, train=train)
+    return state, next(data.loaders.train.batches(0, step))
+
+
+def gradients(state: TrainState) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in state.model.parameters()]
+
+
+def mean_loss(state: TrainState, batch: Batch, recipe: Recipe) -> torch.Tensor:
+    """Torch's own mean over the whole batch, with the labels as distributions."""
+    target = F.one_hot(batch.labels, 4).float()
+    if batch.partner_labels is not None:
+        own = batch.own_share[:, None]
+        target = own * target + (1 - own) * F.one_hot(batch.partner_labels, 4)
+    return F.cross_entropy(state.model(batch.images), target, label_smoothing=recipe.label_smoothing)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 5])
+@pytest.mark.parametrize("case", CASES)
+def test_parts_of_an_uneven_last_batch_add_up_to_the_gradient_of_its_mean_loss(case: str, accumulate: int):
+    recipe = small_recipe(optim=replace(SGD, accumulate=accumulate), **CASES[case])
+    state, batch = batch_of(recipe, LAST)
+    assert len(batch.labels) == 8
+    loss = mean_loss(state, batch, recipe)
+    expected = torch.autograd.grad(loss, list(state.model.parameters()))
+    result = train_step(state.model, state, recipe, batch, World())
+    torch.testing.assert_close(gradients(state), list(expected), rtol=1e-5, atol=1e-6)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    norm = torch.cat([g.flatten() for g in expected]).norm()
+    assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize(("train", "step"), [(40, LAST), (33, LAST)])  # last batches of 8 and of 1: empty shares
+def test_the_mean_of_the_ranks_gradients_is_the_gradient_of_the_global_mean(size: int, train: int, step: int):
+    """DDP averages gradients over ranks; here the ranks are played one after another and averaged by hand."""
+    recipe = small_recipe(optim=replace(SGD, accumulate=2), augment=AugmentConfig(mixup=0.5))
+    whole, batch = batch_of(recipe, step, train=train)
+    loss = mean_loss(whole, batch, recipe)
+    expected = torch.autograd.grad(loss, list(whole.model.parameters()))
+    found, total, tallied = [torch.zeros_like(g) for g in expected], 0.0, 0
+    for world in rank_worlds(size):
+        state, share = batch_of(recipe, step, world, train=train)
+        total += train_step(state.model, state, recipe, share, world).loss.item()
+        found = [f + g / size for f, g in zip(found, gradients(state), strict=True)]
+        tallied += state.tally.sums[2].item()
+    torch.testing.assert_close(found, list(expected), rtol=1e-5, atol=1e-6)
+    assert total == pytest.approx(loss.item(), rel=1e-5)
+    assert tallied == len(batch.labels), "each image is tallied on one rank"
+
+
+def test_an_empty_share_adds_nothing_to_gradient_loss_or_tally():
+    recipe = small_recipe(optim=SGD)
+    empty = [world for world in rank_worlds(3) if batch_of(recipe, LAST, world, train=33)[1].counted == 0]
+    assert len(empty) == 2
+    for world in empty:
+        state, batch = batch_of(recipe, LAST, world, train=33)
+        result = train_step(state.model, state, recipe, batch, world)
+        assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients(state))
+        assert result.loss.item() == 0.0
+        assert state.tally.sums.tolist() == [0, 0, 0]
+
+
+def test_more_parts_than_images_are_as_many_parts_as_images():
+    recipe = small_recipe(batch_size=16, optim=replace(SGD, accumulate=16))
+    state, batch = batch_of(recipe, LAST)
+    expected = torch.autograd.grad(mean_loss(state, batch, recipe), list(state.model.parameters()))
+    train_step(state.model, state, recipe, batch, World())
+    torch.testing.assert_close(gradients(state), list(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.01, 0.2, 1e6])
+def test_a_long_gradient_is_shortened_to_the_clip_norm_and_reported_as_it_was(clip: float):
+    unclipped, batch = batch_of(small_recipe(optim=SGD), 0)
+    norm = train_step(unclipped.model, unclipped, unclipped.recipe, batch, World()).grad_norm.item()
+    state, batch = batch_of(small_recipe(optim=replace(SGD, clip_norm=clip)), 0)
+    assert train_step(state.model, state, state.recipe, batch, World()).grad_norm.item() == pytest.approx(norm)
+    clipped = torch.cat([g.flatten() for g in gradients(state)]).norm().item()
+    assert clipped == pytest.approx(min(norm, clip), rel=1e-4)
+
+
+def test_a_mixture_costs_each_label_by_its_share():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
+    batch = Batch(
+        ids=None, images=None, labels=torch.tensor([0, 1]), counted=2, total=2,
+        partner_labels=torch.tensor([2, 1]), own_share=torch.tensor([0.75, 0.1]),
+    )  # fmt: skip
+    log = logits.log_softmax(1)
+    expected = torch.tensor([-0.75 * log[0, 0] - 0.25 * log[0, 2], -log[1, 1]])
+    torch.testing.assert_close(sample_losses(logits, batch, slice(0, 2), 0.0), expected)
+    torch.testing.assert_close(sample_losses(logits[1:], batch, slice(1, 2), 0.0), expected[1:])
+
+
+def test_the_average_is_the_one_that_a_hand_would_write():
+    """The first step copies; then average = decay x average + (1 - decay) x weights; buffers are the model's."""
+    recipe = small_recipe(model=NORM_CNN, ema_decay=0.75, optim=OptimConfig(lr=0.05))
+    state, data = fresh(recipe)
+    expected: dict[str, torch.Tensor] = {}
+    for epoch in range(2):
+        for batch in data.loaders.train.batches(epoch):
+            train_step(state.model, state, recipe, batch, World())
+            for name, weight in state.model.named_parameters():
+                now = weight.detach().clone()
+                expected[name] = 0.75 * expected[name] + 0.25 * now if name in expected else now
+    average = dict(state.evaluated.named_parameters())
+    assert average.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(average[name].detach(), value)
+        assert not torch.equal(average[name], state.model.get_parameter(name))
+    for name, buffer in state.model.named_buffers():
+        assert torch.equal(buffer, state.evaluated.get_buffer(name)), name
+
+
+def test_fp16_scales_the_loss_and_skips_a_step_with_an_infinite_gradient():
+    recipe = small_recipe(optim=SGD)
+    state, batch = batch_of(recipe, 0)
+    state.set_precision("fp16")
+    before = [p.detach().clone() for p in state.model.parameters()]
+    poisoned = replace(batch, images=batch.images * 3e38)
+    result = train_step(state.model, state, recipe, poisoned, World())
+    assert not math.isfinite(result.grad_norm.item())
+    assert all(torch.equal(p.detach(), b) for p, b in zip(state.model.parameters(), before, strict=True))
+    assert state.scaler.get_scale() == 2.0**15, "halved"
+    result = train_step(state.model, state, recipe, batch, World())
+    assert math.isfinite(result.grad_norm.item())
+    assert result.grad_norm.item() < 100, "the norm is reported without the scale"
+    assert not torch.equal(next(state.model.parameters()).detach(), before[0])
