@@ -60,7 +60,6 @@ def main(argv: list[str]) -> int:
     recipe, spec = parse(argv)
     os.environ.update(RAY_ENVIRONMENT)
     from distcifar.cluster.launch import launch
-    from distcifar.insight.curves import draw_curves
     from distcifar.tracking.console import Display, result_table
     from distcifar.tracking.journal import read_rows
 
@@ -71,6 +70,8 @@ def main(argv: list[str]) -> int:
         display.say(f"Stopped at step {result.stopped_at} with a checkpoint in {result.folder}/checkpoints.")
         display.say(f"To go on: {again}" + ("" if spec.name else f" --name {result.folder.name}"))
         return INTERRUPTED
+    from distcifar.insight.curves import draw_curves
+
     names, per_class = zip(*result.summary["per_class_accuracy"].items(), strict=True)
     rows = read_rows(result.folder / "metrics.jsonl")
     title = f"{recipe.name}: test accuracy {result.summary['test_accuracy']:.2%}"

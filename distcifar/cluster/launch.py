@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from distcifar.cluster.facts import collect_facts
-from distcifar.cluster.run_folder import claim_run
+from distcifar.cluster.run_folder import claim_run, discard_if_unused
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.prepare import prepare
-from distcifar.errors import DistcifarError
+from distcifar.errors import DistcifarError, ResourceError
 from distcifar.tracking.journal import JournalFollower
 
 Listener = Callable[[dict[str, Any]], None]
@@ -41,21 +41,20 @@ def launch(recipe: Recipe, spec: RunSpec, *, listen: Listener, announce: Announc
     """
     data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
     folder = claim_run(recipe, spec, collect_facts(spec, data.folder, data.digest))
-    stop = StopRequest(folder)
-    stop.clear()
+    StopRequest(folder).clear()
     with _collector_at_rest():  # torch and ray.train: seconds, not spent on a mistyped command
         from distcifar.cluster.worker import Job
 
     if not spec.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
     job = Job(recipe, spec, folder, data.folder, data.digest)
-    if _is_local(spec):
-        with stop_on_signals(stop, announce):
-            result = _fit_here(job, listen)
-    else:
-        result = _fit_on_ray(job, listen, announce)
-    if "error" in result:
-        raise result["error"]
+    try:
+        result = _fit_here(job, listen, announce) if _is_local(spec) else _fit_on_ray(job, listen, announce)
+        if "error" in result:
+            raise result["error"]
+    except DistcifarError:
+        discard_if_unused(folder)
+        raise
     return RunResult(folder, result.get("summary"), result.get("stopped"))
 
 
@@ -75,10 +74,12 @@ def _is_local(spec: RunSpec) -> bool:
     import torch
 
     gpus = 0 if spec.device == "cpu" else torch.cuda.device_count()
+    if spec.device == "cuda" and not gpus and not spec.address:
+        raise ResourceError("This machine has no GPU that torch can use", "--device cuda needs one", "Use --device cpu")
     return not spec.address and (spec.workers == 1 or (spec.workers == 0 and gpus <= 1))
 
 
-def _fit_here(job: Any, listen: Listener) -> dict[str, Any]:
+def _fit_here(job: Any, listen: Listener, announce: Announce) -> dict[str, Any]:
     """Ray Train's local mode: the worker function in this process, without a cluster."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -90,7 +91,8 @@ def _fit_here(job: Any, listen: Listener) -> dict[str, Any]:
         train_loop_config={"job": job, "listen": listen},
         scaling_config=ScalingConfig(num_workers=0),
     )
-    return trainer.fit().return_value
+    with stop_on_signals(StopRequest(job.folder), announce):
+        return trainer.fit().return_value
 
 
 def _fit_on_ray(job: Any, listen: Listener, announce: Announce) -> dict[str, Any]:

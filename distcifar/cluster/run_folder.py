@@ -9,6 +9,7 @@ from typing import Any
 from distcifar.config import Recipe, RunSpec, differences, to_dict
 from distcifar.errors import StorageError
 from distcifar.files import sweep_aside, write_json
+from distcifar.tracking.journal import read_rows
 
 
 def claim_run(recipe: Recipe, spec: RunSpec, facts: dict[str, Any]) -> Path:
@@ -41,6 +42,12 @@ def claim_run(recipe: Recipe, spec: RunSpec, facts: dict[str, Any]) -> Path:
             "Choose a folder that you may write, with --runs DIR",
         ) from error
     return folder
+
+
+def discard_if_unused(folder: Path) -> None:
+    """Removes the directory of a run that failed before its first step: there is nothing to continue."""
+    if not read_rows(folder / "metrics.jsonl") and not (folder / "checkpoints").exists():
+        shutil.rmtree(folder)
 
 
 def _require_same(folder: Path, recipe: Recipe, data_digest: str) -> None:

@@ -1,5 +1,6 @@
 """From prepared files to the loaders of one rank: verified first, resident where they fit."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from distcifar.data.loader import EvalLoader, Loaders, TrainLoader
 from distcifar.data.manifest import Manifest
 from distcifar.data.pixels import PixelPipeline, normalisation
 from distcifar.data.stores import ResidentStore, Store, StreamedStore
+from distcifar.errors import ResourceError
 from distcifar.world import World
 
 RESIDENT_SHARE = 0.25  # of the free memory that resident images may take; the rest is for training
@@ -30,9 +32,10 @@ class OpenData:
 def open_data(recipe: Recipe, folder: Path, world: World, *, mode: str, threads: int) -> OpenData:
     """Verifies the betons in `folder` and builds loaders over them.
 
-    mode: resident, streamed, or auto (resident if the ranks can afford it). threads: of FFCV's decoding when
-    streamed. Raises DataError for a damaged file before any pixel of it is used.
+    mode: resident, streamed, or auto (resident if the ranks can afford it). threads: of FFCV's decoding and of
+    the CPU kernel. Raises DataError for a damaged file before any pixel of it is used.
     """
+    _use_threads(threads, world)
     splits = ("train", "val", "test") if recipe.data.validation else ("train", "test")
     manifests = {split: verify(folder / f"{split}.beton") for split in splits}
     if mode == "auto":
@@ -53,6 +56,21 @@ def open_data(recipe: Recipe, folder: Path, world: World, *, mode: str, threads:
     }
     loaders = Loaders(train, measured.get("val"), measured["test"], manifest.num_classes)
     return OpenData(loaders, manifest, mode)
+
+
+def _use_threads(threads: int, world: World) -> None:
+    """Lets the CPU kernel use `threads` cores; ResourceError for more than there are, which numba refuses."""
+    cores = len(os.sched_getaffinity(0))
+    if threads > cores:
+        raise ResourceError(
+            f"loader_threads is {threads} on a machine of {cores} core(s)",
+            "A thread that prepares batches has a core of its own",
+            f"Use --loader-threads {cores}, or leave it out",
+        )
+    if world.device.type == "cpu":
+        import numba  # a second: not for a GPU
+
+        numba.set_num_threads(threads)
 
 
 def _fits(manifests: dict[str, Manifest], world: World) -> bool:

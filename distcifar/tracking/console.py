@@ -96,8 +96,9 @@ def result_table(summary: dict[str, Any], *, most_classes: int = 20) -> Table:
     if best is not None:
         chosen += f", by {summary['selected_on']} {summary['select_metric']} {best:.4f}"
     table = Table(title=f"{summary['recipe']}: test accuracy {summary['test_accuracy']:.2%}", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
+    table.show_header = False
+    table.add_column()
+    table.add_column(justify="right")
     figures = {
         "test accuracy": f"{summary['test_accuracy']:.2%}",
         "test loss": f"{summary['test_loss']:.4f}",

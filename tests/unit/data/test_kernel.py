@@ -28,7 +28,7 @@ def composed(images, rows, table, moves, side, *, reflect):
     return (augment.cut_out(normal, moves, side) if side else normal).permute(0, 2, 3, 1).numpy()
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     size=st.integers(2, 9),
     channels=st.sampled_from([1, 3]),

@@ -111,9 +111,7 @@ def their_muon(weight: nn.Parameter, momentum: float) -> torch.optim.Optimizer:
     """torch's Muon at our settings. It multiplies the rate of tall matrices by sqrt(rows / columns), which ours
     does not: that factor is divided away."""
     scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-    return torch.optim.Muon(
-        [weight], lr=0.1 / scale, weight_decay=0.0, momentum=momentum, nesterov=True, ns_steps=5
-    )
+    return torch.optim.Muon([weight], lr=0.1 / scale, weight_decay=0.0, momentum=momentum, nesterov=True, ns_steps=5)
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (24, 24)])

@@ -1,0 +1,167 @@
+"""Resident and streamed stores answer alike; streaming leaves no threads behind and torch's thread count alone."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from distcifar.data.beton import write_beton
+from distcifar.data.stores import ResidentStore, StreamedStore
+
+CPU = torch.device("cpu")
+N, SIZE = 40, 6
+IMAGES = np.random.default_rng(0).integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
+LABELS = np.random.default_rng(1).integers(0, 10, N)
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stores") / "train.beton"
+    write_beton(path, IMAGES, LABELS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def streamed(beton):
+    """One store for most tests: each batch size that it meets costs a compilation."""
+    return StreamedStore(beton, N, CPU, threads=1)
+
+
+@pytest.fixture(params=["resident", "streamed", "two threads"])
+def store(request, beton):
+    if request.param == "resident":
+        return ResidentStore(IMAGES, LABELS, CPU)
+    if request.param == "streamed":
+        return request.getfixturevalue("streamed")
+    return StreamedStore(beton, N, CPU, threads=2)
+
+
+def fetched(store, batches):
+    """What the store yields, copied before it goes on: streamed tensors live until the next batch."""
+    return [(images[rows].numpy().copy(), labels.clone()) for images, rows, labels in store.fetch(batches)]
+
+
+# ---- what is fetched
+
+
+def test_images_and_labels_are_those_of_the_ids_in_their_order(store):
+    """Jumbled ids, one twice, and a smaller last batch."""
+    ids = np.random.default_rng(2).permutation(np.append(np.arange(N), 7))
+    batches = [ids[start : start + 4] for start in range(0, len(ids), 4)]
+    answers = fetched(store, batches)
+    assert [len(labels) for _, labels in answers] == [4] * 10 + [1]
+    for batch, (images, labels) in zip(batches, answers, strict=True):
+        np.testing.assert_array_equal(images, IMAGES[batch])
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == LABELS[batch].tolist()
+
+
+def test_stores_count_their_samples_and_fetch_nothing_when_asked_for_nothing(store):
+    assert store.num_samples == N
+    assert list(store.fetch([])) == []
+
+
+def test_a_store_can_be_asked_again_and_by_two_at_once(streamed):
+    """As when weights are computed from the first images while an epoch is under way."""
+    batches = [np.array([1, 2, 3, 4]), np.array([5, 6, 7, 8])]
+    one, other = streamed.fetch(batches), streamed.fetch(batches[::-1])
+    for mine, others in zip(batches, batches[::-1], strict=True):
+        for ids, (images, rows, _) in ((mine, next(one)), (others, next(other))):
+            np.testing.assert_array_equal(images[rows].numpy(), IMAGES[ids])
+    assert [labels.tolist() for _, labels in fetched(streamed, batches)] == [LABELS[ids].tolist() for ids in batches]
+
+
+def test_batches_that_ffcv_would_cut_elsewhere_are_refused(streamed):
+    """FFCV chops the concatenated ids into equal chunks: 2 + 4 ids would come back as 4 + 2."""
+    with pytest.raises(ValueError, match="last batch may be smaller"):
+        next(streamed.fetch([np.arange(2), np.arange(4)]))
+
+
+# ---- early ends
+
+
+def test_ending_early_30_times_leaks_neither_threads_nor_mappings(streamed, beton):
+    def mappings():
+        with open("/proc/self/maps") as maps:
+            return sum(beton.name in line and "stores" in line for line in maps)
+
+    batches = [np.arange(4)] * 6
+    next(streamed.fetch(batches))
+    threads, mapped = threading.active_count(), mappings()
+    for _ in range(30):
+        for _batch in streamed.fetch(batches):
+            break
+    assert threading.active_count() == threads
+    assert mappings() == mapped
+
+
+def test_ending_early_does_not_read_the_rest_of_the_epoch(streamed, monkeypatch):
+    """Stopping a run on a large set must not take as long as finishing its epoch."""
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    decoded = []
+    decode = EpochIterator.run_pipeline
+    monkeypatch.setattr(
+        EpochIterator, "run_pipeline", lambda self, *given: (decoded.append(1), decode(self, *given))[1]
+    )
+    next(streamed.fetch([np.arange(4)] * 100))
+    assert 1 <= len(decoded) <= 10  # what was taken, FFCV's three ahead, and one under way when it heard
+
+
+def test_an_error_in_the_reader_of_the_batches_ends_the_thread(streamed):
+    threads = threading.active_count()
+
+    def train():
+        for _batch in streamed.fetch([np.arange(4)] * 6):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert threading.active_count() == threads
+
+
+# ---- threads
+
+
+def test_streaming_leaves_torchs_thread_count_alone(beton):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for threads in (1, 2):
+            fetched(StreamedStore(beton, N, CPU, threads), [np.arange(4)] * 2)
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+FRESH_PROCESS = """
+import sys, json, threading
+from pathlib import Path
+import numpy, torch
+torch.set_num_threads(3)
+from distcifar.data.stores import StreamedStore
+store = StreamedStore(Path(sys.argv[1]), 40, torch.device("cpu"), threads=1)
+_, _, labels = next(store.fetch([numpy.arange(4)] * 3))
+print(json.dumps({"torch": torch.get_num_threads(), "labels": labels.tolist(), "threads": threading.active_count()}))
+"""
+
+
+def test_the_first_import_of_ffcv_leaves_torchs_thread_count_alone(beton):
+    """Importing ffcv sets torch to one thread: a CPU worker that resumes on prepared data would crawl."""
+    process = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS, str(beton)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert found == {"torch": 3, "labels": LABELS[:4].tolist(), "threads": 1}
+
+
+def test_more_threads_than_there_are_cores_still_stream(beton):
+    """--loader-threads 16 on a container that is given 2 cores: FFCV's numba refuses."""
+    store = StreamedStore(beton, N, CPU, threads=numba.config.NUMBA_NUM_THREADS + 1)
+    assert fetched(store, [np.arange(4)])[0][1].tolist() == LABELS[:4].tolist()

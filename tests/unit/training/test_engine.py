@@ -1,0 +1,356 @@
+"""fit(): what it yields, when it stops, in which mode it trains; the same numbers on one rank and on several."""
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from tests.support import (
+    DIVERGING,
+    NORM_CNN,
+    ONE,
+    PLAIN_MLP,
+    RANK_RECIPES,
+    SPLITS,
+    differing_tensors,
+    fresh,
+    reports,
+    rows_of,
+    run_ranks,
+    small_recipe,
+    train,
+    trained_on_rank,
+)
+
+from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, ScheduleConfig, Stage
+from distcifar.errors import DivergenceError
+from distcifar.training.evaluate import evaluate
+from distcifar.training.reports import EpochReport, FitOptions, StepReport
+from distcifar.training.summary import summarise
+
+NORM_RECIPE = small_recipe(model=NORM_CNN, optim=OptimConfig(lr=0.05))
+
+
+def steps_and_epochs(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    return [r for r in rows if r["kind"] == "step"], [r for r in rows if r["kind"] == "epoch"]
+
+
+# What is yielded
+
+
+def test_a_row_for_each_step_and_each_epoch_numbered_from_one():
+    state, data = fresh(small_recipe(epochs=2))
+    steps, epochs = steps_and_epochs(train(state, data))
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+    assert [(row["epoch"], row["step"]) for row in epochs] == [(1, 3), (2, 6)]
+    assert state.progress.outcome == "finished"
+    assert list(reports(state, data)) == [], "a finished run has nothing more to do"
+
+
+def test_the_epochs_train_loss_is_the_mean_over_samples_and_not_over_steps():
+    state, data = fresh(small_recipe(epochs=1))
+    steps, (epoch,) = steps_and_epochs(train(state, data))
+    by_step = [row["train/loss"] for row in steps]
+    mean = (16 * by_step[0] + 16 * by_step[1] + 8 * by_step[2]) / 40
+    assert epoch["train/loss"] == pytest.approx(mean, rel=1e-6)
+    assert epoch["train/loss"] != pytest.approx(sum(by_step) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("report_steps", [2, 3, 100])
+def test_how_often_steps_are_reported_changes_no_row(report_steps: int):
+    each, data = fresh(NORM_RECIPE)
+    rows = train(each, data)
+    some, data = fresh(NORM_RECIPE)
+    assert train(some, data, options=FitOptions(report_steps=report_steps)) == rows
+    assert differing_tensors(some.tensors(), each.tensors()) == []
+
+
+def test_a_checkpoint_is_asked_for_at_every_multiple_of_its_steps():
+    state, data = fresh(small_recipe(epochs=3))
+    options = FitOptions(report_steps=2, checkpoint_steps=4)
+    due = [r.rows[-1]["step"] for r in reports(state, data, options=options) if isinstance(r, StepReport) and r.save]
+    assert due == [4, 8]
+
+
+def test_a_wish_to_stop_ends_the_run_at_the_next_report_and_asks_for_a_checkpoint():
+    state, data = fresh(small_recipe(epochs=5))
+    options = FitOptions(should_stop=lambda: state.progress.step == 4)
+    *_, last = reports(state, data, options=options)
+    assert isinstance(last, StepReport)
+    assert (last.stopping, last.save, state.progress.step) == (True, True, 4)
+    assert state.progress.outcome == ""
+
+
+def test_an_epoch_report_gives_ray_numbers_only():
+    state, data = fresh(small_recipe(epochs=1))
+    report = [r for r in reports(state, data) if isinstance(r, EpochReport)][0]
+    assert {"epoch", "step", "train/loss", "validation/accuracy"} <= report.metrics().keys()
+    assert all(isinstance(value, int | float) for value in report.metrics().values())
+
+
+def test_the_rate_of_each_step_is_the_stages_rate_times_its_schedule():
+    recipe = small_recipe(
+        epochs=2,
+        schedule=ScheduleConfig(name="cosine"),
+        optim=OptimConfig(lr=0.08, head_lr_factor=10),
+        then=(Stage(epochs=1, lr=0.3), Stage(epochs=2, lr=0.1, schedule=ScheduleConfig(name="exponential", gamma=0.5))),
+    )
+    state, data = fresh(recipe)
+    rates, used = [], []
+    for report in reports(state, data):
+        if isinstance(report, StepReport):
+            rates.append(report.rows[0]["train/lr"])
+            used.append([group["lr"] for group in state.optimizers[0].param_groups])
+    expected = [rate for rate in (0.08, 0.04, 0.3, 0.1, 0.05) for _ in range(3)]
+    assert rates == pytest.approx(expected)
+    assert used == [pytest.approx([rate, 10 * rate]) for rate in expected]
+
+
+# Modes
+
+
+class Modes(nn.Module):
+    """Notes in which mode each forward pass finds a Dropout, a BatchNorm and the whole net."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.seen: list[set[bool]] = []
+        net.register_forward_pre_hook(lambda module, _: self.seen.append({m.training for m in module.modules()}))
+
+
+def modes_of(recipe, **sizes: int) -> list[set[bool]]:
+    state, data = fresh(recipe, **sizes)
+    modes = Modes(state.model)
+    train(state, data)
+    return modes.seen
+
+
+TRAINS, EVALUATES = {True}, {False}
+EPOCH = [TRAINS] * 3 + [EVALUATES] * 3  # 40 images in batches of 16, 24 validation images in batches of 10
+
+
+def test_every_epoch_trains_in_training_mode_and_evaluates_in_evaluation_mode():
+    assert modes_of(small_recipe(model=NORM_CNN, epochs=3)) == EPOCH * 3
+
+
+def test_the_eval_mode_bug_leaves_training_mode_after_the_first_epoch():
+    """Row R18: model.train() stood before the loop over epochs."""
+    assert modes_of(small_recipe(model=NORM_CNN, epochs=3, eval_mode_after_first_epoch=True)) == EPOCH + 2 * [
+        EVALUATES
+    ] * 6
+
+
+def test_the_eval_mode_bug_changes_numbers_from_the_second_epoch_on_and_freezes_the_statistics():
+    healthy, data = fresh(NORM_RECIPE)
+    healthy_rows = train(healthy, data)
+    ill, data = fresh(replace(NORM_RECIPE, eval_mode_after_first_epoch=True))
+    ill_rows, statistics = [], []
+    for report in reports(ill, data):
+        ill_rows += rows_of(report)
+        if isinstance(report, EpochReport):
+            statistics.append({name: b.clone() for name, b in ill.model.named_buffers()})
+    assert ill_rows[:4] == healthy_rows[:4], "the first epoch is the same"
+    assert all(a["train/loss"] != b["train/loss"] for a, b in zip(ill_rows[4:], healthy_rows[4:], strict=True))
+    assert differing_tensors(statistics[0], statistics[1]) == []
+    assert not torch.equal(healthy.model.body[1].running_mean, ill.model.body[1].running_mean)
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_a_caller_that_changes_the_mode_between_steps_is_found_out(faithful: bool):
+    state, data = fresh(replace(NORM_RECIPE, eval_mode_after_first_epoch=faithful))
+    run = reports(state, data)
+    for _ in range(6 if faithful else 1):  # into the second epoch, whose mode is the other one there
+        next(run)
+    state.model.train(not state.model.training)
+    with pytest.raises(RuntimeError, match="mode was changed"):
+        next(run)
+
+
+def test_frozen_norms_stay_in_evaluation_mode_and_keep_their_statistics():
+    """freeze_bn_stats on a small net: the torchvision ones, for which it is meant, take minutes here."""
+    recipe = small_recipe(model=NORM_CNN)
+    state, data = fresh(recipe)
+    frozen = copy.copy(recipe.model)
+    object.__setattr__(frozen, "freeze", True)  # without `pretrained`, which a recipe would ask for
+    object.__setattr__(frozen, "freeze_bn_stats", True)
+    state.recipe = replace(recipe)
+    object.__setattr__(state.recipe, "model", frozen)
+    before = {name: b.clone() for name, b in state.model.named_buffers()}
+    train(state, data)
+    assert differing_tensors(dict(state.model.named_buffers()), before) == []
+
+
+# Divergence
+
+
+def diverging_run(**options: Any) -> tuple[DivergenceError, int, list[dict[str, Any]]]:
+    state, data = fresh(DIVERGING)
+    rows: list[dict[str, Any]] = []
+    with pytest.raises(DivergenceError) as caught:
+        for report in reports(state, data, options=FitOptions(**options)):
+            rows += rows_of(report)
+    return caught.value, state.progress.step, rows
+
+
+def test_divergence_names_step_epoch_rate_and_remedy():
+    error, step, rows = diverging_run()
+    assert f"At step {step} (epoch {(step - 1) // 3 + 1})" in error.found
+    assert "the learning rate was 100" in error.found
+    assert "--optim.lr 10" in error.remedy
+    assert all(math.isfinite(row["train/loss"]) for row in rows), "no row of NaN is given out"
+    assert [r["step"] for r in rows if r["kind"] == "step"] == list(range(1, step))
+
+
+def test_divergence_between_reports_is_told_with_its_own_step():
+    _, step, _ = diverging_run()
+    error, stopped, _ = diverging_run(report_steps=3)
+    assert f"At step {step} " in error.found
+    assert step <= stopped <= step + 2
+
+
+def test_weights_of_nan_after_the_last_step_are_not_a_finished_run():
+    """The last step of a run has no next one whose loss would tell."""
+    state, data = fresh(small_recipe(epochs=1))
+    with pytest.raises(DivergenceError):
+        for report in reports(state, data):
+            if isinstance(report, StepReport) and state.progress.step == 3:
+                with torch.no_grad():
+                    state.model.head.weight.fill_(math.nan)  # what a last update by far too long leaves
+    assert state.progress.outcome == ""
+
+
+# Choice, early stopping, averages, the end
+
+
+def test_the_best_weights_are_those_that_were_measured_best():
+    state, data = fresh(small_recipe(epochs=6, optim=OptimConfig(lr=0.3)))
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+    accuracy: dict[int, float] = {}
+    for report in reports(state, data):
+        if isinstance(report, EpochReport):
+            kept[report.row["epoch"]] = copy.deepcopy(state.model.state_dict())
+            accuracy[report.row["epoch"]] = report.row["validation/accuracy"]
+    best = max(accuracy, key=lambda epoch: (accuracy[epoch], -epoch))
+    assert 1 <= best < 6, "this run should not be at its best at the end"
+    assert state.progress.best_epoch == best
+    assert differing_tensors(state.chosen_weights(), kept[best]) == []
+
+
+def test_chosen_on_test_the_rows_say_test_and_validation_is_not_read():
+    state, data = fresh(small_recipe(epochs=1, select_on="test"))
+    _, (epoch,) = steps_and_epochs(train(state, data))
+    again = evaluate(state.model, data.loaders.test, ONE, num_classes=4, precision="fp32", flip=False)
+    assert epoch["test/accuracy"] == again.accuracy
+    assert epoch["test/loss"] == again.loss
+    assert "validation/accuracy" not in epoch
+
+
+def test_the_last_epoch_can_be_taken_without_any_validation_images():
+    state, data = fresh(small_recipe(epochs=2, select_on="last", data=replace(small_recipe().data, validation=0)), validation=0)
+    _, epochs = steps_and_epochs(train(state, data))
+    assert [row["best_epoch"] for row in epochs] == [1, 2]
+    assert not any(key.startswith(("validation", "test")) for row in epochs for key in row)
+
+
+def test_a_run_without_progress_stops_early():
+    recipe = small_recipe(epochs=50, early_stop=2, optim=OptimConfig(lr=1e-9, momentum=0.0))
+    state, data = fresh(recipe)
+    _, epochs = steps_and_epochs(train(state, data))
+    assert len(epochs) == 3
+    assert state.progress.outcome == "early stop"
+
+
+def test_the_average_is_what_is_measured_and_chosen():
+    state, data = fresh(small_recipe(model=NORM_CNN, ema_decay=0.9, optim=OptimConfig(lr=0.1)))
+    for report in reports(state, data):
+        if isinstance(report, EpochReport):
+            settings = {"num_classes": 4, "precision": "fp32", "flip": False}
+            average = evaluate(state.ema.module, data.loaders.validation, ONE, **settings)
+            plain = evaluate(state.model, data.loaders.validation, ONE, **settings)
+            assert report.row["validation/loss"] == average.loss != plain.loss
+
+
+def test_a_stage_goes_on_from_the_best_weights_and_not_from_the_last():
+    """With a rate too small to move anything, the second stage's weights are those it started from."""
+    recipe = small_recipe(epochs=6, optim=OptimConfig(lr=0.3), then=(Stage(epochs=1, lr=1e-12),))
+    state, data = fresh(recipe)
+    train(state, data)
+    assert state.progress.best_epoch < 6
+    for name, value in state.model.state_dict().items():
+        torch.testing.assert_close(value, state.best[name], rtol=0, atol=1e-8)
+
+
+def test_the_summary_measures_the_test_split_with_the_best_weights():
+    state, data = fresh(small_recipe(epochs=6, optim=OptimConfig(lr=0.3), tta="flip"))
+    train(state, data)
+    best = copy.deepcopy(state.model)
+    best.load_state_dict(state.best)
+    last = copy.deepcopy(state.model)
+    summary = summarise(state, data, ONE)
+    settings = {"num_classes": 4, "precision": "fp32", "flip": True}
+    assert summary["test_loss"] == evaluate(best, data.loaders.test, ONE, **settings).loss
+    assert summary["test_loss"] != evaluate(last, data.loaders.test, ONE, **settings).loss
+    assert sum(map(sum, summary["confusion"])) == 17
+    assert (summary["epochs"], summary["steps"], summary["outcome"]) == (6, 18, "finished")
+    assert summary["selected_on"] == "validation"
+
+
+def test_an_epoch_of_no_step_is_refused_and_not_reported_as_training():
+    """drop_last with fewer images than a batch: nothing would ever be learnt, epoch after epoch."""
+    state, data = fresh(small_recipe(batch_size=64, drop_last=True))
+    with pytest.raises(Exception, match="batch"):
+        train(state, data)
+
+
+# Several ranks
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
+    """What `trained_on_rank` returns on each of two and of three gloo ranks."""
+    folder: Path = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    return run_ranks(trained_on_rank, request.param, folder, folder)
+
+
+@pytest.mark.parametrize("name", RANK_RECIPES)
+def test_several_ranks_give_the_single_ranks_weights_and_rows(ranks: list[dict[str, Any]], name: str):
+    """Contract 3, with last batches of one image: all ranks but one have an empty share there."""
+    state, data = fresh(RANK_RECIPES[name], **SPLITS)
+    rows = train(state, data)
+    assert len(rows) == 8
+    for rank in ranks:
+        for key, value in state.tensors().items():
+            if key != "tally":  # of one rank
+                torch.testing.assert_close(rank[name]["tensors"][key], value, rtol=0, atol=1e-5, msg=key)
+        for mine, single in zip(rank[name]["rows"], rows, strict=True):
+            assert mine.keys() == single.keys()
+            for key, value in single.items():
+                assert mine[key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
+
+
+@pytest.mark.parametrize("name", RANK_RECIPES)
+def test_all_ranks_end_with_the_same_bits(ranks: list[dict[str, Any]], name: str):
+    first = ranks[0][name]
+    for other in ranks[1:]:
+        assert set(differing_tensors(other[name]["tensors"], first["tensors"])) <= {"tally"}
+        assert differing_tensors(other[name]["chosen"], first["chosen"]) == []
+        assert other[name]["rows"] == first["rows"]
+
+
+def test_a_wish_to_stop_on_one_rank_stops_all_at_the_same_step(ranks: list[dict[str, Any]]):
+    assert [rank["stopped at"] for rank in ranks] == [(2, 2)] * len(ranks)
+
+
+def test_divergence_is_raised_on_every_rank_with_the_same_words(ranks: list[dict[str, Any]]):
+    assert len({rank["divergence"] for rank in ranks}) == 1
+    assert "At step" in ranks[0]["divergence"]
+
+
+def test_several_ranks_go_on_from_a_checkpoint_bitwise(ranks: list[dict[str, Any]]):
+    """With BatchNorm, dropout, Adam and an average: what rank 0 saves continues all ranks."""
+    assert [rank["continued"] for rank in ranks] == [[]] * len(ranks)
