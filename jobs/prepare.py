@@ -32,8 +32,8 @@ class Command:
     """A local copy of an official set, instead of the download."""
     root: Path = Path("data")
     """Folder of all prepared data sets."""
-    validation: int | None = None
-    """Training images held out, stratified by class (5000; synthetic: 256)."""
+    validation: int = -1
+    """Training images held out, stratified by class (-1: 5000, of synthetic 256)."""
     size: int = 0
     """Store images at N x N pixels (0: as they are; needed when a directory mixes sizes)."""
     train_first: int = 0
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     default = 256 if command.dataset == "synthetic" else 5000
     config = DataConfig(
         dataset=command.dataset,
-        validation=default if command.validation is None else command.validation,
+        validation=default if command.validation == -1 else command.validation,
         size=command.size,
         train_first=command.train_first,
         split_seed=command.split_seed,

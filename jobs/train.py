@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 from program import INTERRUPTED, run_program
 
-from distcifar.cluster import RAY_ENVIRONMENT
+from distcifar.cluster import ENVIRONMENT
 from distcifar.config import Recipe, RunSpec
 from distcifar.recipes import RECIPES, get_recipe
 
@@ -58,7 +58,7 @@ def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
 
 def main(argv: list[str]) -> int:
     recipe, spec = parse(argv)
-    os.environ.update(RAY_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     from distcifar.cluster.launch import launch
     from distcifar.tracking.console import Display, result_table
     from distcifar.tracking.journal import read_rows

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -132,7 +133,7 @@ def run_ranks(function: Callable[..., Any], size: int, folder: Path, *args: Any)
 
     They are forked from a server that has imported torch once and has no threads.
     """
-    multiprocessing.set_forkserver_preload(["distcifar.training.engine", "distcifar.data.kernel"])
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "distcifar.training.build", "distcifar.data.kernel"])
     context = torch.multiprocessing.get_context("forkserver")
     ranks = [context.Process(target=_rank, args=(function, rank, size, folder, args)) for rank in range(size)]
     for process in ranks:
@@ -144,7 +145,8 @@ def run_ranks(function: Callable[..., Any], size: int, folder: Path, *args: Any)
 
 
 def _rank(function: Callable[..., Any], rank: int, size: int, folder: Path, args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # ranks share the cores
+    numba.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size, timeout=timedelta(seconds=120)
     )
@@ -202,23 +204,23 @@ def _diverged(world: World) -> str:
     return "no divergence"
 
 
-def _continued(world: World, folder: Path) -> list[str]:
-    """Names of the tensors that differ between a whole run and one that went on from each of its checkpoints."""
+def _continued(world: World, folder: Path) -> dict[str, list[str]]:
+    """What differs between a whole run and those that went on from its checkpoints: rows, and names of tensors."""
     state, data = fresh(NORM_RECIPE, world)
     saved, rows = [], []
     for report in reports(state, data, world):
         rows += rows_of(report)
+        path = folder / f"report-{len(rows)}"
+        saved.append(path / checkpoint_name(state.progress.step))
         if world.is_primary:
-            saved.append(save_checkpoint(folder / f"{len(rows)}", state, {}))
-        else:
-            saved.append(folder / f"{len(rows)}" / checkpoint_name(state.progress.step))
+            save_checkpoint(path, state, {})
         world.barrier()
-    wrong = []
+    wrong: dict[str, list[str]] = {"rows": [], "tensors": []}
     for number, path in list(enumerate(saved, 1))[:-1:2]:
         again, data = fresh(NORM_RECIPE, world)
         load_checkpoint(path).restore(again)
-        rest = train(again, data, world)
-        if rest != rows[number:]:
-            wrong.append(f"rows after {path}")
-        wrong += [f"{name} after {path}" for name in differing_tensors(again.tensors(), state.tensors())]
+        if train(again, data, world) != rows[number:]:
+            wrong["rows"].append(f"after {path.name}")
+        names = set(differing_tensors(again.tensors(), state.tensors())) - {"tally"}  # the rows tell of that one
+        wrong["tensors"] += [f"{name} after {path.name}" for name in sorted(names)]
     return wrong

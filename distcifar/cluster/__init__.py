@@ -1,12 +1,13 @@
 """Ray: the composition root that runs on each rank, and the launch that puts it there."""
 
-# For the environment of the program before it imports ray (jobs/ sets it) and of all its workers.
-RAY_ENVIRONMENT = {
+# For the environment of the program before it imports ray and torch (jobs/ sets it) and of all its workers.
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report waits for this poll: 2 s by default
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they mean where the command was typed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch: huge pages for large tensors on a CPU
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

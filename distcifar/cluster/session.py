@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from distcifar.cluster import RAY_ENVIRONMENT
+from distcifar.cluster import ENVIRONMENT
 from distcifar.config import RunSpec
 from distcifar.errors import ResourceError
 
@@ -37,7 +37,7 @@ def ray_session(spec: RunSpec) -> Iterator[Workers]:
 
     Raises ResourceError at once where the head does not answer or the cluster is too small.
     """
-    environment = dict(RAY_ENVIRONMENT)
+    environment = dict(ENVIRONMENT)
     options: dict[str, Any] = {"log_to_driver": spec.verbose, "runtime_env": {"env_vars": environment}}
     options["logging_level"] = logging.INFO if spec.verbose else logging.ERROR
     if spec.address:

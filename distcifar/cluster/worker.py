@@ -14,6 +14,7 @@ from distcifar.cluster.stopping import StopRequest
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.build import OpenData, open_data
 from distcifar.errors import CheckpointError, DistcifarError, DivergenceError
+from distcifar.training.allocator import keep_freed_memory
 from distcifar.training.build import build_state, first_images
 from distcifar.training.checkpoint import newest_good
 from distcifar.training.engine import fit
@@ -68,6 +69,8 @@ def join_world(spec: RunSpec) -> World:
     torch.use_deterministic_algorithms(spec.deterministic)
     torch.backends.cudnn.benchmark = not spec.deterministic
     device = torch.device("cpu") if spec.device == "cpu" else ray.train.torch.get_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     return World(context.get_world_rank(), context.get_world_size(), device)
 
 

@@ -30,6 +30,7 @@ from distcifar.data.manifest import (
 )
 from distcifar.data.progress import progress
 from distcifar.errors import DataError
+from distcifar.files import write_atomically
 
 _HEADER = np.dtype(
     [
@@ -78,7 +79,8 @@ def write_beton(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]
     shape = images.shape[1:]
     with progress(f"Writing {path.name}", len(labels)) as advance:
         InProcessWriter(path, shape, page_bytes(math.prod(shape))).write(images, labels, advance)
-    _sync(path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def seal(path: Path, draft: Manifest) -> Manifest:
@@ -88,9 +90,7 @@ def seal(path: Path, draft: Manifest) -> Manifest:
     """
     size = path.stat().st_size
     manifest = replace(draft, size_bytes=size, blocks=tuple(_block_digests(path, size)))
-    sidecar = sidecar_of(path)
-    sidecar.write_text(to_text(manifest), encoding="utf-8")
-    _sync(sidecar)
+    write_atomically(sidecar_of(path), to_text(manifest))
     return manifest
 
 
@@ -100,7 +100,7 @@ def verify(path: Path, *, repair: str = "") -> Manifest:
     repair: the command to name in errors; without it, it is told from the folder's sidecars.
     Raises DataError naming the file, the damaged byte range and that command.
     """
-    remedy = f"Write it again: {repair or repair_command(path)}"
+    remedy = f"Write it again with `{repair or repair_command(path)}`"
     manifest = read_manifest(path, remedy)
     try:
         size = path.stat().st_size
@@ -223,10 +223,5 @@ def _foreign(path: Path, why: str) -> DataError:
     return DataError(
         f"{path} is not a beton of this program: {why}",
         "It holds an image field (uint8, one shape) and a label field",
-        f"Write it again: {repair_command(path)}",
+        f"Write it again with `{repair_command(path)}`",
     )
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

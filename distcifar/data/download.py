@@ -21,8 +21,7 @@ def fetch(urls: Sequence[str], target: Path, md5: str, *, tries: int = 3, pause_
     """Brings the file of that md5 to `target` from the first of `urls` that answers; nothing if it is there.
 
     What has arrived lies in `<target>.part` and is kept for the next try or the next call. Each URL is tried
-    `tries` times, after pauses of 1, 2, 4 ... times `pause_s` seconds. Raises DataError that tells how to
-    bring a copy by hand.
+    `tries` times, after pauses of 1, 2, 4 ... times `pause_s` seconds. Raises DataError if none delivers it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -49,8 +48,7 @@ def fetch(urls: Sequence[str], target: Path, md5: str, *, tries: int = 3, pause_
     raise DataError(
         f"{target.name} could not be downloaded ({reason}; {have} bytes are here)",
         f"It is read from {urls[0]} (md5 {md5})",
-        f"Run this again where there is a network: it goes on from byte {have}. Or bring a copy of that file, "
-        "and give it, or the folder that it lies in, with --source",
+        f"Run this again where there is a network: it goes on from byte {have}",
     )
 
 

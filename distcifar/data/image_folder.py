@@ -151,6 +151,12 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         raise DataError(
             f"{folder} cannot be read: {error.strerror}", "It must be a directory", "Correct the path"
         ) from None
+    if unreadable := [name for name in names if not name.isprintable()]:
+        raise DataError(
+            f"{folder} has the class folder {unreadable[0]!r}",
+            "Class names are printable UTF-8, since they are shown and stored",
+            "Rename it",
+        )
     if len(names) < 2:
         raise DataError(
             f"{folder} has {len(names)} class folders",
@@ -187,7 +193,7 @@ def _each(
         try:
             return file, act(file), ""
         except Exception as error:  # decoders meet damaged bytes with any exception there is
-            return file, None, f"{type(error).__name__}: {error}".replace(str(file.path), file.path.name)
+            return file, None, f"{type(error).__name__}: {error}".replace(repr(str(file.path)), "it")
         finally:
             advance(1)
 
@@ -227,4 +233,6 @@ def _labelled(images: Any, places: dict[_File, int], files: list[_File]) -> Labe
 
 
 def _relative(file: _File, folder: Path) -> str:
-    return file.path.relative_to(folder).as_posix()
+    """Its path within `folder`, printable whatever bytes the name has."""
+    name = os.fsencode(file.path.relative_to(folder).as_posix())
+    return name.decode("utf-8", "backslashreplace")

@@ -32,7 +32,7 @@ class Manifest:
     data: DataConfig
     """What was asked for, as `file_config` leaves it."""
     source: str
-    """Where the images were read from: an absolute path, a URL, or "synthetic"."""
+    """Where the images were read from: an absolute path, "the network", or "synthetic"."""
     source_digest: str
     """sha256 of that source's content, hex."""
     class_names: tuple[str, ...]
@@ -182,7 +182,7 @@ def any_manifest(folder: Path) -> Manifest | None:
 def recorded_source(folder: Path) -> str:
     """What --source was when `folder` was prepared; empty after a download, for one's own data, and if unknown."""
     manifest = any_manifest(folder)
-    local = manifest and manifest.data.dataset in OFFICIAL and "://" not in manifest.source
+    local = manifest and manifest.data.dataset in OFFICIAL and os.path.isabs(manifest.source)
     return manifest.source if manifest and local else ""
 
 

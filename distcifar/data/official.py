@@ -68,7 +68,7 @@ class OfficialSource:
 
     @property
     def where(self) -> str:
-        return str(self.path.absolute()) if self.path else f"torchvision://{OFFICIAL[self.name].reader}"
+        return str(self.path.absolute()) if self.path else "the network"
 
     @property
     def at_hand(self) -> bool:
@@ -124,8 +124,13 @@ class OfficialSource:
         else:
             published = {name: ([m + name for m in reader.mirrors], md5) for name, md5 in reader.resources}
         files = [self.downloads / self.name / name for name in published]
-        for file, (urls, md5) in zip(files, published.values(), strict=True):
-            fetch(urls, file, md5)
+        try:
+            for file, (urls, md5) in zip(files, published.values(), strict=True):
+                fetch(urls, file, md5)
+        except DataError as error:
+            kind = "file" if len(files) == 1 else "folder"
+            copy = f"Or bring {' '.join(published)} from elsewhere, and give the {kind} as --source"
+            raise DataError(error.found, error.rule, f"{error.remedy}. {copy}") from None
         return files
 
     def _check_md5s(self, files: list[Path]) -> None:

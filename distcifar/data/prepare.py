@@ -4,7 +4,6 @@ A folder that is there was written whole; what was damaged since, `open_prepared
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from distcifar.data.sources import Source, open_source
 from distcifar.data.split import train_val_indices
 from distcifar.data.staging import exclusive, require_space, staged, storage_errors
 from distcifar.errors import DataError
+from distcifar.files import write_json
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def open_prepared(config: DataConfig, root: Path, source: str = "") -> PreparedD
             raise DataError(
                 f"{folder / split}.beton was prepared for {name} from {manifest.source}",
                 "All files of a folder come from the one preparation that it is named after",
-                f"Write them again: {repair}",
+                f"Write them again with `{repair}`",
             )
     return PreparedData(folder, manifests)
 
@@ -113,14 +113,15 @@ def prepare(
             return None
         return prepared
 
-    if prepared := existing():  # without the lock: whoever only reads needs no write permission
-        return prepared
     folder = root / folder_name(config)
-    with storage_errors(root), exclusive(folder, announce):
-        if prepared := existing():  # another process wrote it while this one waited
+    with storage_errors(root):
+        if not repair and (prepared := existing()):  # who only reads needs no lock and no write permission
             return prepared
-        with staged(folder) as (ready, scratch):
-            manifests = _write(config, origin, ready, scratch, announce)
+        with exclusive(folder, announce):
+            if prepared := existing():  # another process wrote it while this one waited
+                return prepared
+            with staged(folder) as (ready, scratch):
+                manifests = _write(config, origin, ready, scratch, announce)
     return PreparedData(folder, manifests)
 
 
@@ -141,7 +142,7 @@ def _require_same_source(prepared: PreparedData, origin: Source, repair: str, an
             f"{prepared.folder} was made from {manifest.source} with sha256 {manifest.source_digest}, "
             f"and {origin.where} has {digest}",
             "A prepared folder holds one version of its source",
-            f"Give another --root, or replace it: {repair}",
+            f"Give another --root, or replace it with `{repair}`",
         )
 
 
@@ -149,8 +150,8 @@ def _write(
     config: DataConfig, origin: Source, ready: Path, scratch: Path, announce: Callable[[str], None]
 ) -> dict[str, Manifest]:
     """Reads the source and writes every split into `ready`, sealed and flushed to disk."""
-    source_digest = origin.digest()
     announce(f"Reading {config.dataset} from {origin.where}")
+    source_digest = origin.digest()
     image_set = with_size(origin.read(scratch), config.size)
     for note in image_set.notes:
         announce(note)
@@ -178,7 +179,8 @@ def _write(
         )
         manifests[split] = seal(path, draft)
     if image_set.broken:
-        _write_quarantine(ready / "quarantine.json", origin.where, image_set.broken)
+        broken = [{"path": path, "reason": reason} for path, reason in image_set.broken]
+        write_json(ready / "quarantine.json", {"source": origin.where, "broken": broken})
         announce(f"{len(image_set.broken)} images cannot be decoded and are left out: see quarantine.json")
     return manifests
 
@@ -197,9 +199,3 @@ def _split(image_set: ImageSet, config: DataConfig) -> dict[str, LabelledImages]
         )
     parts = {"train": image_set.train.take(train), "val": image_set.train.take(val), "test": image_set.test}
     return {split: part for split, part in parts.items() if len(part)}
-
-
-def _write_quarantine(path: Path, source: str, broken: tuple[tuple[str, str], ...]) -> None:
-    entries = [{"path": name, "reason": reason} for name, reason in broken]
-    text = json.dumps({"source": source, "broken": entries}, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")

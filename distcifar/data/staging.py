@@ -1,7 +1,6 @@
 """Write a folder all or nothing, one process at a time."""
 
 import errno
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distcifar.errors import StorageError
+from distcifar.files import sync_folder
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def storage_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise StorageError(
-            f"{error.filename or root} cannot be written: {error.strerror or error}",
+            f"{error.filename or root} cannot be used: {error.strerror or error}",
             "Prepared data needs a folder with room and write permission",
             f"Free some space on the disk of {root}" if full else "Give another --root, or mend its permissions",
         ) from error
@@ -50,7 +50,8 @@ def staged(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Two empty folders (ready, scratch): `ready` becomes `folder`, replacing it, if the block ends well.
 
     Whatever else happens, nothing is left of either; what a killed process left goes first. The caller holds
-    `exclusive(folder)`, and has flushed its files.
+    `exclusive(folder)`, and has flushed its files. Unlike files.folder_aside, this leaves alone what living
+    processes write in the same root, and keeps a replaced folder until the new one has its name.
     """
     staging = _beside(folder, "tmp")
     _sweep(folder.parent, staging)
@@ -66,15 +67,6 @@ def staged(folder: Path) -> Iterator[tuple[Path, Path]]:
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flushes the names in `folder` to disk: without it, a renamed file may be lost with the power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def require_space(root: Path, needed: int) -> None:

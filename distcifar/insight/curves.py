@@ -34,7 +34,8 @@ STYLE: Any = {  # of rcParams, which matplotlib types key by key
     "figure.titlesize": 13,
     "font.size": 9.5,
     "grid.color": "#e8ebef",
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "lines.solid_capstyle": "round",
     "text.parse_math": False,  # a $ in a class name is a $
     "xtick.color": "#56606b",
@@ -101,8 +102,10 @@ def _draw_accuracy(rows: Rows, axes: "Axes") -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.set_title("Accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     _draw_splits(rows, "accuracy", axes)
+    values = [value for split in _splits(rows, "accuracy") for value in _series(rows, f"{split}/accuracy")[1]]
+    axes.set_ylim(max(0.0, min(values) - 0.05), min(1.01, max(values) + 0.05))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     best = next((row["best_epoch"] for row in reversed(rows) if row.get("best_epoch")), 0)
     for split in ("validation", "test"):
         accuracy = dict(zip(*_series(rows, f"{split}/accuracy"), strict=True)).get(best)
@@ -110,33 +113,33 @@ def _draw_accuracy(rows: Rows, axes: "Axes") -> None:
             continue
         axes.axvline(best, color=COLOURS[split], linewidth=1, linestyle=":")
         axes.plot(best, accuracy, "o", color=COLOURS[split], markersize=9, markerfacecolor="none")
-        axes.text(
-            0.98, 0.04, f"best: epoch {best}, {accuracy:.2%} on {split}",
-            color=COLOURS[split], ha="right", transform=axes.transAxes,
-        )  # fmt: skip
+        found = f"best: epoch {best}, {accuracy:.2%} on {split}"
+        axes.set_title(found, loc="right", color=COLOURS[split], fontsize=9.5)
+
+
+def _draw_learning_rate(rows: Rows, axes: "Axes") -> None:
+    axes.set_title("Learning rate")
+    axes.plot(*_series(rows, "train/lr", kind="step"), color="#56606b", linewidth=1.3)
+    axes.set_ylim(bottom=0)
+    _label_epochs(axes)
 
 
 def _draw_splits(rows: Rows, metric: str, axes: "Axes") -> None:
     """One line per split, a point per epoch."""
-    from matplotlib.ticker import MaxNLocator
-
     for split in _splits(rows, metric):
         epochs, values = _series(rows, f"{split}/{metric}")
         marker = "o" if len(epochs) <= 40 else ""
         axes.plot(epochs, values, marker=marker, markersize=3.5, color=COLOURS[split], label=split)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper right" if metric == "loss" else "upper left")
+        axes.legend(loc="lower left" if metric == "loss" else "lower right")
+    _label_epochs(axes)
 
 
-def _draw_learning_rate(rows: Rows, axes: "Axes") -> None:
+def _label_epochs(axes: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title("Learning rate")
-    axes.plot(*_series(rows, "train/lr", kind="step"), color="#56606b", linewidth=1.3)
-    axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -150,7 +153,7 @@ def _draw_classes(class_names: Sequence[str], per_class: Sequence[float], axes: 
     axes.set_title("Test accuracy of each class" if few else f"The {len(shown)} hardest of {len(bars)} classes")
     places = range(len(shown))
     size = 9.5 if len(shown) <= 12 else 6.5
-    drawn = axes.barh(places, [accuracy for accuracy, _ in shown], color=COLOURS["test"], alpha=0.8, height=0.7)
+    drawn = axes.barh(places, [accuracy for accuracy, _ in shown], color=COLOURS["test"], height=0.7)
     axes.bar_label(drawn, [f"{accuracy:.1%}" for accuracy, _ in shown], padding=3, fontsize=size, color="#56606b")
     axes.set_yticks(places, [name for _, name in shown], fontsize=size)
     axes.set_xlim(0, 1.12)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import threading
@@ -244,6 +245,9 @@ def test_directories_of_another_shape_are_refused(tmp_path):
         open_source(DataConfig(dataset=f"{tmp_path}/two"), tmp_path).digest()
     with pytest.raises(DataError, match="cannot be read: No such file"):
         open_source(DataConfig(dataset=f"{tmp_path}/three"), tmp_path).digest()
+    (tmp_path / "four" / os.fsdecode(b"\xff")).mkdir(parents=True)  # a name that is no UTF-8
+    with pytest.raises(DataError, match="Rename it"):
+        open_source(DataConfig(dataset=f"{tmp_path}/four"), tmp_path).digest()
 
 
 def test_a_directorys_digest_follows_names_and_contents(tmp_path):
@@ -341,11 +345,16 @@ def test_the_next_mirror_is_tried(tmp_path):
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_without_a_network_one_message_says_what_to_bring(tmp_path):
-    with pytest.raises(DataError) as caught:
-        fetch(["http://127.0.0.1:9/cifar-10-python.tar.gz"], tmp_path / "cifar-10-python.tar.gz", MD5)
-    for part in ("http://127.0.0.1:9/cifar-10-python.tar.gz", MD5, "--source", "Connection refused"):
-        assert part in str(caught.value)
+@pytest.mark.parametrize(("name", "form"), [("cifar10", "file"), ("mnist", "folder")])
+def test_without_a_network_one_message_says_what_to_bring(tmp_path, monkeypatch, name, form):
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(DataError, match=r"could not be downloaded .*Connection refused.*md5") as caught:
+        read(name, tmp_path)
+    assert f"Or bring {' '.join(OFFICIAL[name].files)} from elsewhere" in caught.value.remedy
+    assert f"give the {form} as --source" in caught.value.remedy
 
 
 @pytest.fixture

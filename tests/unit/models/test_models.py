@@ -52,6 +52,7 @@ def test_maps_of_resnet_d2l_follow_the_code_of_the_note():
         maps = torch.empty(2, 3, 32, 32)
         sides = [maps.shape[-1] for layer in (*model.body[0], *model.body[1:5]) if (maps := layer(maps)).ndim]
         assert model.eval()(torch.empty(2, 3, 28, 28)).shape == (2, 10)
+    assert model.body[0][3].kernel_size == 2  # a pool of 3, as in the note's theory part, gives 8 pixels as well
     assert sides == [15, 15, 15, 8, 8, 4, 2, 1]  # conv bn relu pool, four stages
 
 

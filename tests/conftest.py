@@ -1,0 +1,23 @@
+"""What all tests share. The environment is set before the libraries that read it are imported."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Few threads: the nets are tiny, processes are started that have as many again, and sums come out alike on any machine.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the repository: cifar10.npz and mnist/. Skips the test where there is none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / "cifar10.npz").exists():
+        pytest.skip("real data is not there: ../shared/data/cifar10.npz")
+    return folder
