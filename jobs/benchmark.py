@@ -5,7 +5,6 @@ examples:
   python jobs/benchmark.py loader --source cifar10.npz --rounds 9
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,4 +56,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    run_program(main)

@@ -8,6 +8,7 @@ examples:
   python jobs/train.py RECIPE --help                       every field with its meaning
 """
 
+import math
 import os
 import sys
 from dataclasses import dataclass, fields, replace
@@ -72,10 +73,11 @@ def main(argv: list[str]) -> int:
         return INTERRUPTED
     from distcifar.insight.curves import draw_curves
 
-    names, per_class = zip(*result.summary["per_class_accuracy"].items(), strict=True)
+    classes = result.summary["per_class_accuracy"]
+    per_class = [math.nan if accuracy is None else accuracy for accuracy in classes.values()]
     rows = read_rows(result.folder / "metrics.jsonl")
     title = f"{recipe.name}: test accuracy {result.summary['test_accuracy']:.2%}"
-    draw_curves(rows, result.folder / "curves.png", title=title, class_names=names, per_class=per_class)
+    draw_curves(rows, result.folder / "curves.png", title=title, class_names=list(classes), per_class=per_class)
     display.console.print(result_table(result.summary))
     display.say(f"Results: {result.folder} (curves.png, metrics.csv, summary.json, model/)")
     display.say(f"Next: python jobs/train.py {recipe.name} --seed {recipe.seed + 1}, or another recipe (--help)")

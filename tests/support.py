@@ -94,7 +94,9 @@ def small_data(
 def fresh(recipe: Recipe, world: World = ONE, **sizes: int) -> tuple[TrainState, OpenData]:
     """A state before its first step, and its data."""
     data = small_data(recipe, world, **sizes)
-    return build_state(recipe, data, "data digest", world), data
+    state = build_state(recipe, data, "data digest", world)
+    state.set_precision(recipe.precision)
+    return state, data
 
 
 def reports(
@@ -110,9 +112,7 @@ def rows_of(report: Report) -> list[Row]:
     return [{k: v for k, v in row.items() if k not in CLOCK_FIELDS} for row in rows]
 
 
-def train(
-    state: TrainState, data: OpenData, world: World = ONE, options: FitOptions | None = None
-) -> list[Row]:
+def train(state: TrainState, data: OpenData, world: World = ONE, options: FitOptions | None = None) -> list[Row]:
     """Trains to the end; all rows, without clocks."""
     return [row for report in reports(state, data, world, options) for row in rows_of(report)]
 

@@ -28,7 +28,7 @@ class Workers:
 
     def resources(self) -> dict[str, float]:
         """Ray's resources of one worker."""
-        return {"CPU": self.cpus} | ({"GPU": 1} if self.gpu else {})
+        return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if self.gpu else {})
 
 
 @contextmanager

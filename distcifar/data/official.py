@@ -139,7 +139,7 @@ class OfficialSource:
                 raise ValueError(f"{file.name} has the md5 {found} instead of {md5}")
 
     def _reader(self) -> Any:
-        from torchvision import datasets  # type: ignore[import-untyped]
+        from torchvision import datasets
 
         return getattr(datasets, OFFICIAL[self.name].reader)
 

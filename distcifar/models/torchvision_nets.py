@@ -43,7 +43,7 @@ def torchvision_net(config: ModelConfig, *, channels: int, size: int, num_classe
 
 def _vendor_net(name: str) -> tuple[Any, str]:
     """The untrained net and the address of its best ImageNet weights."""
-    from torchvision import models  # type: ignore[import-untyped]  # here because it takes seconds
+    from torchvision import models  # here because it takes seconds
 
     if name == "torchvision-resnet18":
         return models.resnet18(), models.ResNet18_Weights.DEFAULT.url

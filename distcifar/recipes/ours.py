@@ -43,7 +43,7 @@ _quick = Recipe(
         lr=0.4,
         momentum=0.85,
         nesterov=True,
-        bias_lr_factor=64,
+        bias_lr_factor=64.0,
         weight_decay=5e-4,
         decay_all=False,  # at 64 x the rate, decay would hold the biases at 0
     ),

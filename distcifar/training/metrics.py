@@ -46,6 +46,7 @@ class Evaluation:
         return int(self.confusion.sum())
 
     @property
-    def per_class(self) -> list[float]:
-        """Accuracy within each true class; NaN for a class without samples."""
-        return (self.confusion.diag() / self.confusion.sum(dim=1)).tolist()
+    def per_class(self) -> list[float | None]:
+        """Accuracy within each true class; None for a class without samples."""
+        pairs = zip(self.confusion.diag().tolist(), self.confusion.sum(dim=1).tolist(), strict=True)
+        return [hits / count if count else None for hits, count in pairs]

@@ -12,7 +12,7 @@ PLATEAU_THRESHOLD = 1e-4  # relative improvement that counts, torch's ReduceLROn
 class Plateau:
     """What a plateau schedule remembers: part of the training state."""
 
-    best: float = math.inf
+    best: float | None = None  # lowest loss so far
     wait: int = 0  # epochs since the best
     factor: float = 1.0  # product of all reductions so far
 
@@ -21,7 +21,7 @@ class Plateau:
 
         torch's rule: `patience` epochs without improvement are borne, the next one reduces.
         """
-        if loss < self.best * (1 - PLATEAU_THRESHOLD):
+        if self.best is None or loss < self.best * (1 - PLATEAU_THRESHOLD):
             return Plateau(best=loss, wait=0, factor=self.factor)
         if self.wait + 1 > config.patience:
             return Plateau(best=self.best, wait=0, factor=self.factor * config.gamma)

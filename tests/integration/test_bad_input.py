@@ -92,12 +92,16 @@ PREPARE_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("argv", "value", "remedy"), TRAIN_CASES, ids=lambda v: " ".join(v) if isinstance(v, tuple) else v or "-")
+@pytest.mark.parametrize(
+    ("argv", "value", "remedy"), TRAIN_CASES, ids=lambda v: " ".join(v) if isinstance(v, tuple) else v or "-"
+)
 def test_train_tells_a_mistake(argv, value, remedy, place, capfd, monkeypatch):
     tell(train_main, argv, value, remedy, place, capfd, monkeypatch)
 
 
-@pytest.mark.parametrize(("argv", "value", "remedy"), PREPARE_CASES, ids=lambda v: " ".join(v) if isinstance(v, tuple) else v or "-")
+@pytest.mark.parametrize(
+    ("argv", "value", "remedy"), PREPARE_CASES, ids=lambda v: " ".join(v) if isinstance(v, tuple) else v or "-"
+)
 def test_prepare_tells_a_mistake(argv, value, remedy, place, capfd, monkeypatch):
     tell(prepare_main, argv, value, remedy, place, capfd, monkeypatch)
 

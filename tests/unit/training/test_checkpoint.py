@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.support import DROPOUT_MLP, NORM_CNN, ONE, differing_tensors, fresh, reports, rows_of, small_recipe, train
 
 from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, Recipe, ScheduleConfig, Stage, from_dict, to_dict
 from distcifar.errors import CheckpointError
@@ -33,6 +32,7 @@ from distcifar.training.checkpoint import (
 from distcifar.training.evaluate import evaluate
 from distcifar.training.reports import EpochReport, FitOptions, StepReport
 from distcifar.training.state import TrainState
+from tests.support import DROPOUT_MLP, NORM_CNN, ONE, differing_tensors, fresh, reports, rows_of, small_recipe, train
 
 MOMENTUM = OptimConfig(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3, clip_norm=1.0)
 COSINE = ScheduleConfig(name="cosine", every="step", warmup_epochs=0.5)
@@ -218,7 +218,7 @@ def test_any_damaged_byte_is_refused(copy: Path, file: str):
         damaged = bytearray(whole)
         damaged[place] = draw.choice([whole[place] ^ 1 << draw.randrange(8), draw.randrange(256)])
         path.write_bytes(damaged)
-        if file == "manifest.json" and chr(whole[place]).isspace() or damaged == whole:
+        if (file == "manifest.json" and chr(whole[place]).isspace()) or damaged == whole:
             accepted_unharmed(copy, before)
             continue
         with pytest.raises(CheckpointError) as caught:
@@ -384,7 +384,9 @@ def test_the_newest_good_one_is_taken_and_the_damaged_ones_are_named(tmp_path: P
     found, problems = newest_good(tmp_path)
     assert found.card == {"step": 5}
     assert found.folder == tmp_path / checkpoint_name(5)
-    assert [checkpoint_name(step) in str(problem) for step, problem in zip((12, 9), problems, strict=True)] == [True] * 2
+    assert [checkpoint_name(step) in str(problem) for step, problem in zip((12, 9), problems, strict=True)] == [
+        True
+    ] * 2
 
 
 def test_without_checkpoints_there_is_none_and_nothing_is_wrong(tmp_path: Path):

@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+
+from distcifar.config import OptimConfig, ScheduleConfig, Stage
+from distcifar.errors import DistcifarError, DivergenceError
+from distcifar.training.evaluate import evaluate
+from distcifar.training.reports import EpochReport, FitOptions, StepReport
+from distcifar.training.summary import summarise
 from tests.support import (
     DIVERGING,
     NORM_CNN,
     ONE,
-    PLAIN_MLP,
     RANK_RECIPES,
     SPLITS,
     differing_tensors,
@@ -25,12 +30,6 @@ from tests.support import (
     train,
     trained_on_rank,
 )
-
-from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, ScheduleConfig, Stage
-from distcifar.errors import DistcifarError, DivergenceError
-from distcifar.training.evaluate import evaluate
-from distcifar.training.reports import EpochReport, FitOptions, StepReport
-from distcifar.training.summary import summarise
 
 NORM_RECIPE = small_recipe(model=NORM_CNN, optim=OptimConfig(lr=0.05))
 
@@ -140,9 +139,10 @@ def test_every_epoch_trains_in_training_mode_and_evaluates_in_evaluation_mode():
 
 def test_the_eval_mode_bug_leaves_training_mode_after_the_first_epoch():
     """Row R18: model.train() stood before the loop over epochs."""
-    assert modes_of(small_recipe(model=NORM_CNN, epochs=3, eval_mode_after_first_epoch=True)) == EPOCH + 2 * [
-        EVALUATES
-    ] * 6
+    assert (
+        modes_of(small_recipe(model=NORM_CNN, epochs=3, eval_mode_after_first_epoch=True))
+        == EPOCH + 2 * [EVALUATES] * 6
+    )
 
 
 def test_the_eval_mode_bug_changes_numbers_from_the_second_epoch_on_and_freezes_the_statistics():
@@ -251,7 +251,9 @@ def test_chosen_on_test_the_rows_say_test_and_validation_is_not_read():
 
 
 def test_the_last_epoch_can_be_taken_without_any_validation_images():
-    state, data = fresh(small_recipe(epochs=2, select_on="last", data=replace(small_recipe().data, validation=0)), validation=0)
+    state, data = fresh(
+        small_recipe(epochs=2, select_on="last", data=replace(small_recipe().data, validation=0)), validation=0
+    )
     _, epochs = steps_and_epochs(train(state, data))
     assert [row["best_epoch"] for row in epochs] == [1, 2]
     assert not any(key.startswith(("validation", "test")) for row in epochs for key in row)

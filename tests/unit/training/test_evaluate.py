@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support import NORM_CNN, ONE, fresh, rank_worlds, small_recipe
 
 from distcifar.training.evaluate import evaluate, evaluating
 from distcifar.training.metrics import Evaluation
 from distcifar.world import World
+from tests.support import NORM_CNN, ONE, fresh, rank_worlds, small_recipe
 
 SETTINGS = {"num_classes": 4, "precision": "fp32", "flip": False}
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.support import NORM_CNN, ONE, fresh, small_recipe
 
 from distcifar.training import precision
 from distcifar.training.precision import resolve_precision
 from distcifar.world import World
+from tests.support import NORM_CNN, ONE, fresh, small_recipe
 
 IMAGES = torch.zeros(300, 3, 8, 8)
 
@@ -61,7 +61,9 @@ def test_auto_is_settled_when_the_state_is_built_and_is_part_of_what_is_saved():
     assert state.scalars()["progress"]["precision"] == state.progress.precision
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_the_forward_pass_is_computed_in_the_named_arithmetic(name: str, dtype: torch.dtype):
     from distcifar.training.step import autocast
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import fresh, small_recipe
 
 from distcifar.config import Recipe, ScheduleConfig, Stage
 from distcifar.training.metrics import Evaluation
 from distcifar.training.selection import choose, stage_at
 from distcifar.training.state import TrainState
+from tests.support import fresh, small_recipe
 
 NAN = float("nan")
 HALVE_AT_ONCE = ScheduleConfig(name="plateau", gamma=0.5, patience=0)

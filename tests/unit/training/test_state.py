@@ -6,10 +6,11 @@ from functools import cache
 
 import pytest
 import torch
-from tests.support import DROPOUT_MLP, NORM_CNN, differing_tensors, fresh, small_recipe, train
 
 from distcifar.config import OptimConfig, ScheduleConfig, Stage
+from distcifar.training.schedule import Plateau
 from distcifar.training.state import Progress, TrainState
+from tests.support import NORM_CNN, differing_tensors, fresh, small_recipe, train
 
 RECIPES = {
     "momentum": small_recipe(model=NORM_CNN, optim=OptimConfig(lr=0.05, momentum=0.9)),
@@ -129,7 +130,9 @@ def test_a_stage_starts_from_the_best_weights_with_nothing_of_the_optimizer_left
         schedule=ScheduleConfig(name="plateau", patience=0), then=(Stage(epochs=1, lr=0.01),),
     )  # fmt: skip
     state, _ = fresh(recipe)
-    best = {name: torch.randn_like(v) if v.is_floating_point() else v + 3 for name, v in state.model.state_dict().items()}
+    best = {
+        name: torch.randn_like(v) if v.is_floating_point() else v + 3 for name, v in state.model.state_dict().items()
+    }
     state.best = {name: value.clone() for name, value in best.items()}
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
@@ -141,6 +144,6 @@ def test_a_stage_starts_from_the_best_weights_with_nothing_of_the_optimizer_left
     state.start_stage()
     assert differing_tensors(state.model.state_dict(), best) == []
     assert all(not optimizer.state for optimizer in state.optimizers)
-    assert state.progress.plateau.best == float("inf")
+    assert state.progress.plateau == Plateau()
     state.ema.update_parameters(state.model)
     assert differing_tensors(state.evaluated.state_dict(), best) == [], "the average starts anew, too"

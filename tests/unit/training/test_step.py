@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support import NORM_CNN, fresh, rank_worlds, small_recipe
 
 from distcifar.config import AugmentConfig, OptimConfig, Recipe
 from distcifar.data.loader import Batch
 from distcifar.training.state import TrainState
 from distcifar.training.step import sample_losses, train_step
 from distcifar.world import World
+from tests.support import NORM_CNN, fresh, rank_worlds, small_recipe
 
 SGD = OptimConfig(lr=0.1, momentum=0.0)
 LAST = 2  # of the steps of 16, 16 and 8 images
