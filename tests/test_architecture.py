@@ -51,7 +51,6 @@ WITHOUT_TORCH = ("distcifar/config/", "distcifar/recipes/", "distcifar/errors.py
 ASKS_FOR_THE_RANK = ("distcifar/world.py", "distcifar/cluster/worker.py")
 MOST_CODE_LINES_OF_A_PROGRAM = 60
 MOST_LINES_OF_A_FILE = 300
-TABLES = {"distcifar/config/recipe.py": 400}  # one field and its help text after the other: no logic to hold in mind
 # Calls that make a value and nothing else. Names in CamelCase are classes, whose values are allowed too.
 VALUE_CALLS = {"getLogger", "compile", "field", "replace", "dtype", "lines", "by_name", "frozenset", "tuple", "dict"}
 
@@ -228,7 +227,7 @@ def _code_lines(source: Source) -> int:
 
 
 def files_are_short(source: Source) -> Offences:
-    most = TABLES.get(source.path, MOST_LINES_OF_A_FILE)
+    most = MOST_LINES_OF_A_FILE
     if (count := source.text.count("\n")) > most:
         yield most, f"{count} lines, and a file holds one thought: aim at 250, at most {most}"
 

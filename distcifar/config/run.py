@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from distcifar.config.values import require, require_choice, require_range
+from distcifar.config.values import conform, require, require_choice, require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class RunSpec:
     """Show tracebacks of mistakes."""
 
     def __post_init__(self) -> None:
+        conform(self)
         require(
             self.name == "" or re.fullmatch(r"[\w][\w.\-]{0,99}", self.name) is not None,
             f"name is {self.name!r}",

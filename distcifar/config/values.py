@@ -32,7 +32,7 @@ def require_range(name: str, value: float, low: float, high: float = math.inf, *
     above = value > low if open_low else value >= low
     bounds = f"{'>' if open_low else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
     require(
-        math.isfinite(value) and above and value <= high,
+        above and value <= high and math.isfinite(value),
         f"{name} is {value!r}",
         f"{name} must be a finite number {bounds}",
         f"Set --{name.replace('_', '-')} within that range",
@@ -77,12 +77,17 @@ def from_dict(cls: type[T], data: Any, path: str = "") -> T:
             f"{cls.__name__} has no such field",
             did_you_mean(key, known),
         )
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        require(optional or f.name in data, f"{where} lacks {f.name}", f"{cls.__name__} needs it", "Add it")
     prefix = f"{path}." if path else ""
     return cls(**{key: _coerce(hints[key], item, prefix + key) for key, item in data.items()})
 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:
-    """`value` from JSON as type `hint`; the only conversions are list -> tuple and int -> float."""
+    """`value` as type `hint`; the only conversions are dict -> dataclass, list -> tuple and int -> float."""
+    if isinstance(hint, type) and isinstance(value, hint) and dataclasses.is_dataclass(hint):
+        return value
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -96,9 +101,14 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
             "Correct it",
         )
         inner = args[0] if args[-1] is Ellipsis else None
+        fits = inner is not None or len(value) == len(args)
+        require(fits, f"{path} is {value!r}", f"It has {len(args)} items", "Correct it")
         return tuple(_coerce(inner or args[i], item, path) for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        require(abs(value) < 1e300, f"{path} is too large", "A number below 1e300 is needed", "Correct the value")
         return float(value)
+    if origin is typing.Literal:
+        require_choice(path, value, args)
     expected = str if origin is typing.Literal else hint
     require(
         isinstance(value, expected) and not (expected is int and isinstance(value, bool)),
@@ -109,20 +119,31 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
+def conform(value: Any, path: str = "") -> None:
+    """Checks the types of a frozen dataclass's fields, first thing in its __post_init__.
+
+    A whole number in a float field becomes a float and a list a tuple: equal values have equal digests.
+    """
+    hints = typing.get_type_hints(type(value))
+    prefix = f"{path}." if path else ""
+    for f in dataclasses.fields(value):
+        object.__setattr__(value, f.name, _coerce(hints[f.name], getattr(value, f.name), prefix + f.name))
+
+
 def replace_at(value: T, path: str, new: Any) -> T:
     """`value` with the field at dotted `path` ("optim.lr") replaced; every level is checked again.
 
     Raises ConfigError with the nearest name if the path does not exist.
     """
-    head, _, rest = path.partition(".")
-    names = [f.name for f in dataclasses.fields(value)]  # type: ignore[arg-type]
+    head, dot, rest = path.partition(".")
+    names = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
     require(
         head in names,
         f"There is no field {head!r} in {type(value).__name__}",
         "A dotted path names existing fields",
         did_you_mean(head, names),
     )
-    new = replace_at(getattr(value, head), rest, new) if rest else new
+    new = replace_at(getattr(value, head), rest, new) if dot else new
     return dataclasses.replace(value, **{head: new})  # type: ignore[type-var]
 
 

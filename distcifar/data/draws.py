@@ -40,7 +40,7 @@ class Colours:
 
 
 def draw_moves(config: AugmentConfig, seed: int, epoch: int, ids: Ids, size: int) -> Moves:
-    """The moves of samples `ids` in epoch `epoch`; `size` is the image's side in pixels."""
+    """The moves of samples `ids` in epoch `epoch`; `size` is the side of the picture that is cut out of."""
     off = np.zeros(len(ids), dtype=np.int64)
     shift_y = shift_x = off
     if config.crop_padding:

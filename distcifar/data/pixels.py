@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distcifar.config import AugmentConfig
+from distcifar.config.values import require
 from distcifar.data import augment
 from distcifar.data.draws import Moves, draw_boxes, draw_colours, draw_mix, draw_moves
 from distcifar.data.plan import Ids, Slot, uniforms
@@ -51,6 +52,21 @@ class PixelPipeline:
     std: Channels
     device: torch.device
 
+    def __post_init__(self) -> None:
+        c = self.config
+        require(
+            c.center_crop <= self.size,
+            f"augment.center_crop is {c.center_crop}",
+            f"The images have {self.size} pixels a side",
+            "Crop less",
+        )
+        require(
+            not (c.crop_fill == "reflect" and c.crop_padding >= self.size),
+            f"augment.crop_padding is {c.crop_padding}",
+            f"Images of {self.size} pixels a side can be mirrored by {self.size - 1} at most",
+            "Pad less",
+        )
+
     @property
     def mixes(self) -> bool:
         """Whether training images are mixed with partners."""
@@ -70,7 +86,7 @@ class PixelPipeline:
 
     def train(self, images: Tensor, rows: Tensor, ids: Ids, epoch: int) -> Tensor:
         """Augmented float32 [n, C, S, S] of `images[rows]` (uint8 [N, H, W, C]), the samples `ids`."""
-        moves = draw_moves(self.config, self.seed, epoch, ids, self.size)
+        moves = draw_moves(self.config, self.seed, epoch, ids, self.output_size())
         if self.interpolates:
             return self._train_interpolated(images, rows, ids, epoch, moves)
         return self._move(images, rows, moves)

@@ -54,7 +54,8 @@ def global_batch(order: Ids, step: int, batch_size: int) -> Ids:
 
 def share(count: int, rank: int, size: int) -> slice:
     """Rank `rank`'s contiguous part of `count` items over `size` ranks; parts differ by at most one item."""
-    return slice(rank * count // size, (rank + 1) * count // size)
+    each, over = divmod(count, size)  # the first `over` ranks take one more, so a smaller count enlarges no part
+    return slice(rank * each + min(rank, over), (rank + 1) * each + min(rank + 1, over))
 
 
 def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -90,13 +91,16 @@ def betas(seed: int, epoch: int, ids: Ids, slot: int, alpha: float) -> NDArray[n
     Johnk's rejection method (Metrika 8, 1964): u^(1/a) / (u^(1/a) + v^(1/a)) where that sum is at most 1.
     At least half of the draws are taken in each round, and a sample's result depends on no other sample.
     """
+    alpha = max(alpha, 1e-300)
     result = np.full(len(ids), 0.5)
     open_ = np.arange(len(ids))
     for attempt in range(64):  # 2^-32 of the draws, at most, are left with 0.5
-        x = uniforms(seed, epoch, ids[open_], slot + 2 * attempt) ** (1 / alpha)
-        y = uniforms(seed, epoch, ids[open_], slot + 2 * attempt + 1) ** (1 / alpha)
-        taken = (x + y <= 1) & (x + y > 0)
-        result[open_[taken]] = x[taken] / (x + y)[taken]
+        # 1 - u lies in (0, 1]; powers would underflow for a small alpha, their logarithms do not
+        x = np.log(1 - uniforms(seed, epoch, ids[open_], slot + 2 * attempt)) / alpha
+        y = np.log(1 - uniforms(seed, epoch, ids[open_], slot + 2 * attempt + 1)) / alpha
+        total = np.logaddexp(x, y)
+        taken = total <= 0
+        result[open_[taken]] = np.exp((x - total)[taken])
         open_ = open_[~taken]
         if not len(open_):
             break

@@ -59,10 +59,10 @@ class StreamedStore:
         batches = [ids for ids in batches if len(ids)]
         if not batches:
             return
+        largest = max(len(ids) for ids in batches)
+        loader = self._loader(largest)  # imports ffcv for the first time, and puts torch's thread count right
         from ffcv.loader.epoch_iterator import EpochIterator
 
-        largest = max(len(ids) for ids in batches)
-        loader = self._loader(largest)
         if any(len(ids) != largest for ids in batches[:-1]):
             raise ValueError("only the last batch may be smaller: FFCV cuts the order into equal chunks")
         order = np.concatenate(batches).astype(np.uint64)  # int64 would cost another compilation
@@ -119,6 +119,7 @@ class _TorchWithoutThreads:
 
 def _stop(epoch: Any) -> None:
     """Ends FFCV's epoch thread and waits for it."""
+    epoch.iter_ixes = iter(())  # the thread looks at its terminate_event only while its queue is full
     epoch.close()
     while epoch.is_alive():
         while not epoch.output_queue.empty():

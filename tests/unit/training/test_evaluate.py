@@ -54,7 +54,7 @@ def test_every_sample_counts_once_at_any_world_and_batch_size(size: int, test: i
 
 def test_a_missing_sample_is_noticed():
     state, data = fresh(small_recipe(), rank_worlds(2)[0])  # one of two ranks, whose peer adds nothing
-    with pytest.raises(RuntimeError, match="counted 8 samples of a split of 17"):
+    with pytest.raises(RuntimeError, match="counted 9 samples of a split of 17"):
         evaluate(state.model, data.loaders.test, ONE, **SETTINGS)
 
 

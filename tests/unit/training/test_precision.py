@@ -55,12 +55,6 @@ def test_timing_leaves_the_model_as_it_was():
     assert all(p.grad is None for p in state.model.parameters())
 
 
-def test_auto_is_settled_when_the_state_is_built_and_is_part_of_what_is_saved():
-    state, _ = fresh(small_recipe(precision="auto"))
-    assert state.progress.precision in ("fp32", "bf16")
-    assert state.scalars()["progress"]["precision"] == state.progress.precision
-
-
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )

@@ -1,0 +1,103 @@
+"""DataConfig and AugmentConfig: which images, and what happens to them before the network sees them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distcifar.config.values import conform, require, require_choice, require_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are split and normalised."""
+
+    dataset: str = "cifar10"
+    """cifar10, cifar100, mnist, fashion-mnist, synthetic, npz:FILE, or an ImageFolder directory."""
+    validation: int = 5000
+    """Training images held out, stratified by class, to choose the best model (0: see --select-on)."""
+    train_first: int = 0
+    """Train on the first N training images only (0: all); validation then comes from the rest."""
+    size: int = 0
+    """Store images at N x N pixels (0: as they are; needed when an ImageFolder mixes sizes)."""
+    split_seed: int = 0
+    """Seed of the validation split."""
+    normalize: Literal["measured", "half", "imagenet", "cifar10", "none"] = "measured"
+    """Channel mean and std: of the training images, 0.5/0.5, ImageNet's, the common CIFAR-10 ones, or 0/1."""
+
+    def __post_init__(self) -> None:
+        conform(self, "data")
+        require_range("data.validation", self.validation, 0)
+        require_range("data.train_first", self.train_first, 0)
+        require_range("data.size", self.size, 0, 4096)
+        require_range("data.split_seed", self.split_seed, 0, 2**63 - 1)
+        require_choice("data.normalize", self.normalize, ("measured", "half", "imagenet", "cifar10", "none"))
+        require(
+            bool(self.dataset),
+            "data.dataset is empty",
+            "A data set is needed",
+            "Give --data.dataset cifar10",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes to training images. Each is a pure function of (seed, epoch, sample)."""
+
+    crop_padding: int = 0
+    """Pad by N pixels, then crop a random window of the original size (0: off)."""
+    crop_fill: Literal["zeros", "reflect"] = "zeros"
+    """What the padding of the crop holds: black pixels or the mirrored image."""
+    flip: Literal["none", "random", "alternate"] = "none"
+    """Mirror left-right: never, by coin, or every other epoch after a first coin."""
+    cutout: int = 0
+    """Side in pixels of a square set to the channel mean at a random place (0: off)."""
+    brightness: float = 0.0
+    """Brightness factor is drawn from 1 - B to 1 + B."""
+    contrast: float = 0.0
+    """Contrast factor is drawn from 1 - C to 1 + C."""
+    saturation: float = 0.0
+    """Saturation factor is drawn from 1 - S to 1 + S."""
+    hue: float = 0.0
+    """Hue is turned by -H to +H of the whole circle (0.5 at most)."""
+    rotation: float = 0.0
+    """Rotate by -R to +R degrees, bilinear, black outside."""
+    random_resized_crop: int = 0
+    """Crop 8-100 % of the area at aspect 3/4-4/3 and resize to N x N (0: off)."""
+    center_crop: int = 0
+    """Evaluation only: crop the central N x N pixels (0: off)."""
+    resize: int = 0
+    """After cropping, in training and evaluation: resize to N x N, bilinear (0: off)."""
+    mixup: float = 0.0
+    """Beta(a, a) parameter of mixup, 0 < a <= 1 (0: off)."""
+    cutmix: float = 0.0
+    """Beta(a, a) parameter of cutmix, 0 < a <= 1 (0: off)."""
+
+    def __post_init__(self) -> None:
+        conform(self, "augment")
+        require_choice("augment.flip", self.flip, ("none", "random", "alternate"))
+        require_choice("augment.crop_fill", self.crop_fill, ("zeros", "reflect"))
+        for name, high in (("crop_padding", 64), ("cutout", 512), ("random_resized_crop", 1024)):
+            require_range(f"augment.{name}", getattr(self, name), 0, high)
+        for name in ("center_crop", "resize"):
+            require_range(f"augment.{name}", getattr(self, name), 0, 1024)
+        for name in ("brightness", "contrast", "saturation", "mixup", "cutmix"):
+            require_range(f"augment.{name}", getattr(self, name), 0.0, 1.0)
+        require_range("augment.hue", self.hue, 0.0, 0.5)
+        require_range("augment.rotation", self.rotation, 0.0, 180.0)
+        require(
+            not (self.mixup and self.cutmix),
+            f"augment.mixup is {self.mixup} and augment.cutmix is {self.cutmix}",
+            "An image is mixed in one way",
+            "Set one of them to 0",
+        )
+        require(
+            not self.center_crop or bool(self.random_resized_crop or self.resize),
+            f"augment.center_crop is {self.center_crop} alone",
+            "Training and evaluation give the model pictures of one size",
+            "Also set --augment.random-resized-crop or --augment.resize",
+        )
+        require(
+            not (self.crop_padding and self.random_resized_crop),
+            "augment.crop_padding and augment.random_resized_crop are both set",
+            "An image is cropped once",
+            "Set one of them to 0",
+        )
