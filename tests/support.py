@@ -157,6 +157,7 @@ def _rank(function: Callable[..., Any], rank: int, size: int, folder: Path, args
 
 
 # Twenty-nine images in batches of 14, 14 and 1: at the last step all ranks but one have an empty share.
+ALONE_STEPS = 4
 SPLITS = {"train": 29, "validation": 24, "test": 17}
 RANK_RECIPES = {
     "momentum": small_recipe(
@@ -185,7 +186,17 @@ def trained_on_rank(world: World, folder: Path) -> dict[str, Any]:
     results["stopped at"] = _stopped_by_the_last_rank(world)
     results["divergence"] = _diverged(world)
     results["continued"] = _continued(world, folder)
+    state, data = fresh(RANK_RECIPES["mixed"], world, **SPLITS)
+    load_checkpoint(folder / "alone" / checkpoint_name(ALONE_STEPS)).restore(state)
+    results["after one rank"] = {"rows": train(state, data, world), "tensors": state.tensors()}
     return results
+
+
+def train_alone(folder: Path) -> None:
+    """The start of a run on one rank, in the middle of its second epoch, for several ranks to go on with."""
+    state, data = fresh(RANK_RECIPES["mixed"], **SPLITS)
+    train(state, data, options=FitOptions(should_stop=lambda: state.progress.step == ALONE_STEPS))
+    save_checkpoint(folder / "alone", state, {})
 
 
 def _stopped_by_the_last_rank(world: World) -> tuple[int, int]:

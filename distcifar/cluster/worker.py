@@ -18,6 +18,7 @@ from distcifar.training.allocator import keep_freed_memory
 from distcifar.training.build import build_state, first_images
 from distcifar.training.checkpoint import newest_good
 from distcifar.training.engine import fit
+from distcifar.training.lean import leave_compiler_out
 from distcifar.training.precision import resolve_precision
 from distcifar.training.reports import EpochReport, FitOptions
 from distcifar.training.state import TrainState
@@ -66,11 +67,14 @@ def join_world(spec: RunSpec) -> World:
     ranks_here = context.get_local_world_size()
     cores = spec.cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // ranks_here)
     torch.set_num_threads(cores)
-    torch.use_deterministic_algorithms(spec.deterministic)
+    if spec.deterministic:
+        torch.use_deterministic_algorithms(mode=True)  # imports the compiler: five seconds on two cores
     torch.backends.cudnn.benchmark = not spec.deterministic
     device = torch.device("cpu") if spec.device == "cpu" else ray.train.torch.get_device()
     if device.type == "cpu":
         keep_freed_memory()
+    if not spec.compile:
+        leave_compiler_out()
     return World(context.get_world_rank(), context.get_world_size(), device)
 
 

@@ -142,25 +142,29 @@ TRAININGS = {
 }
 
 
+SEED = 0
+Batches = Callable[[np.ndarray, int], torch.Tensor]  # float32 [n, 3, 32, 32] of the samples `ids` in an epoch
+
+
 def train(
-    net: nn.Module, training: Training, images: np.ndarray, labels: np.ndarray, *, steps: int, batch_size: int
+    net: nn.Module, training: Training, batch_of: Batches, labels: np.ndarray, *, steps: int, batch_size: int
 ) -> list[float]:
-    """The loss of each of the first `steps` steps; images uint8 [N, 32, 32, 3], labels int64 [N]; seed 0."""
-    seed, step, losses = 0, 0, []
+    """The loss of each of the first `steps` steps; labels int64 [N]."""
+    step, losses = 0, []
     optimizer = training.optimizer(net.parameters())
     base_rate = optimizer.param_groups[0]["lr"]
     net.train()
     epoch = 0
     while True:
-        order = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(len(labels))
+        order = np.random.Generator(np.random.Philox(key=np.array([SEED, epoch], np.uint64))).permutation(len(labels))
         if training.cosine_epochs:
             optimizer.param_groups[0]["lr"] = base_rate * (1 + np.cos(np.pi * epoch / training.cosine_epochs)) / 2
         for start in range(0, len(order), batch_size):
             if step == steps:
                 return losses
             ids = order[start : start + batch_size]
-            batch = make_batch(training, images, ids, seed, epoch)
-            torch.manual_seed(chain(seed, step, 0, DROPOUT) & (1 << 63) - 1)  # of rank 0
+            batch = batch_of(ids, epoch)
+            torch.manual_seed(chain(SEED, step, 0, DROPOUT) & (1 << 63) - 1)  # of rank 0
             loss = F.cross_entropy(net(batch), torch.from_numpy(labels[ids]))
             optimizer.zero_grad()
             loss.backward()
@@ -170,10 +174,14 @@ def train(
         epoch += 1
 
 
-def make_batch(training: Training, images: np.ndarray, ids: np.ndarray, seed: int, epoch: int) -> torch.Tensor:
-    """Augmented and normalised: float32 [n, 3, 32, 32]."""
-    rows = []
-    for sample in ids.tolist():
-        pixels = training.augment(images[sample], lambda slot, sample=sample: uniform(seed, epoch, sample, slot))
-        rows.append((pixels - np.array(training.mean)) / np.array(training.std))
-    return torch.from_numpy(np.stack(rows).transpose(0, 3, 1, 2).astype(np.float32, order="C"))
+def own_pixels(training: Training, images: np.ndarray) -> Batches:
+    """Augmented and normalised here; images uint8 [N, 32, 32, 3]."""
+
+    def batch_of(ids: np.ndarray, epoch: int) -> torch.Tensor:
+        rows = []
+        for sample in ids.tolist():
+            pixels = training.augment(images[sample], lambda slot, sample=sample: uniform(SEED, epoch, sample, slot))
+            rows.append((pixels - np.array(training.mean)) / np.array(training.std))
+        return torch.from_numpy(np.stack(rows).transpose(0, 3, 1, 2).astype(np.float32, order="C"))
+
+    return batch_of

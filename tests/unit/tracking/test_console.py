@@ -80,7 +80,15 @@ def test_an_epoch_that_is_not_the_best_has_no_star_and_a_test_split_is_named():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (-3, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.7, "1:00:00"), (3661, "1:01:01"), (360000, "100:00:00")],
+    [
+        (0, "0:00"),
+        (-3, "0:00"),
+        (59.4, "0:59"),
+        (59.6, "1:00"),
+        (3599.7, "1:00:00"),
+        (3661, "1:01:01"),
+        (360000, "100:00:00"),
+    ],
 )
 def test_seconds_are_shown_as_a_clock(seconds: float, text: str):
     assert clock(seconds) == text
@@ -198,7 +206,10 @@ def test_of_many_classes_the_worst_twenty_are_shown_worst_first():
 
 def test_twenty_classes_are_all_shown_in_their_own_order():
     accuracies = {f"c{i}": ((i * 7) % 20) / 20 for i in range(20)}
-    assert [line.split()[0] for line in class_lines(table_text({**SUMMARY, "per_class_accuracy": accuracies}), list(accuracies))] == list(accuracies)
+    assert [
+        line.split()[0]
+        for line in class_lines(table_text({**SUMMARY, "per_class_accuracy": accuracies}), list(accuracies))
+    ] == list(accuracies)
 
 
 def test_classes_without_images_among_many_are_no_error_and_do_not_disturb_the_order():

@@ -16,6 +16,7 @@ from distcifar.training.evaluate import evaluate
 from distcifar.training.reports import EpochReport, FitOptions, StepReport
 from distcifar.training.summary import summarise
 from tests.support import (
+    ALONE_STEPS,
     DIVERGING,
     NORM_CNN,
     ONE,
@@ -28,6 +29,7 @@ from tests.support import (
     run_ranks,
     small_recipe,
     train,
+    train_alone,
     trained_on_rank,
 )
 
@@ -87,7 +89,7 @@ def test_a_wish_to_stop_ends_the_run_at_the_next_report_and_asks_for_a_checkpoin
 
 def test_an_epoch_report_gives_ray_numbers_only():
     state, data = fresh(small_recipe(epochs=1))
-    report = [r for r in reports(state, data) if isinstance(r, EpochReport)][0]
+    report = next(r for r in reports(state, data) if isinstance(r, EpochReport))
     assert {"epoch", "step", "train/loss", "validation/accuracy"} <= report.metrics().keys()
     assert all(isinstance(value, int | float) for value in report.metrics().values())
 
@@ -316,7 +318,19 @@ def test_an_epoch_of_no_step_is_refused_and_not_reported_as_training():
 def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
     """What `trained_on_rank` returns on each of two and of three gloo ranks."""
     folder: Path = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    train_alone(folder)
     return run_ranks(trained_on_rank, request.param, folder, folder)
+
+
+def assert_close(rank: dict[str, Any], tensors: dict[str, torch.Tensor], rows: list[dict[str, Any]]) -> None:
+    """A rank's weights and rows are these up to the order of adding."""
+    for key, value in tensors.items():
+        if key != "tally":  # of one rank; the rows have it of all
+            torch.testing.assert_close(rank["tensors"][key], value, rtol=0, atol=1e-5, msg=key)
+    for mine, single in zip(rank["rows"], rows, strict=True):
+        assert mine.keys() == single.keys()
+        for key, value in single.items():
+            assert mine[key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
 
 
 @pytest.mark.parametrize("name", RANK_RECIPES)
@@ -326,13 +340,17 @@ def test_several_ranks_give_the_single_ranks_weights_and_rows(ranks: list[dict[s
     rows = train(state, data)
     assert len(rows) == 8
     for rank in ranks:
-        for key, value in state.tensors().items():
-            if key != "tally":  # of one rank
-                torch.testing.assert_close(rank[name]["tensors"][key], value, rtol=0, atol=1e-5, msg=key)
-        for mine, single in zip(rank[name]["rows"], rows, strict=True):
-            assert mine.keys() == single.keys()
-            for key, value in single.items():
-                assert mine[key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
+        assert_close(rank[name], state.tensors(), rows)
+
+
+def test_several_ranks_go_on_with_what_one_rank_has_begun(ranks: list[dict[str, Any]]):
+    """Contract 1: a run stops at any step and goes on at any world size, here within an epoch."""
+    state, data = fresh(RANK_RECIPES["mixed"], **SPLITS)
+    rows = train(state, data)
+    rest = rows[[row["step"] for row in rows].index(ALONE_STEPS) + 1 :]
+    assert len(rest) == 3
+    for rank in ranks:
+        assert_close(rank["after one rank"], state.tensors(), rest)
 
 
 @pytest.mark.parametrize("name", RANK_RECIPES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distcifar.config import AugmentConfig, OptimConfig, Recipe
+from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
 from distcifar.data.loader import Batch
 from distcifar.training.state import TrainState
 from distcifar.training.step import sample_losses, train_step
@@ -86,6 +86,16 @@ def test_an_empty_share_adds_nothing_to_gradient_loss_or_tally():
         assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients(state))
         assert result.loss.item() == 0.0
         assert state.tally.sums.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("size", "train"), [(1, 33), (2, 34), (3, 33)])  # last batches of one, two and one image
+def test_batchnorm_on_maps_of_one_pixel_bears_a_share_of_one_image(size: int, train: int):
+    """resnet18-d2l ends in 1x1 maps and its 45,000 images leave a last batch of 8: eight workers have one each."""
+    recipe = small_recipe(model=ModelConfig(name="resnet", widths=(4, 4, 4, 4), blocks=1), optim=SGD)
+    for world in rank_worlds(size):
+        state, batch = batch_of(recipe, LAST, world, train=train)
+        assert batch.counted <= 1
+        assert math.isfinite(train_step(state.model.train(), state, recipe, batch, world).loss.item())
 
 
 def test_more_parts_than_images_are_as_many_parts_as_images():
