@@ -1,12 +1,12 @@
 """What a rank does with the engine's reports: the primary writes them down and saves, the others do not."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
+from distcifar.cluster.job import Listener
 from distcifar.config import RunSpec, to_dict
 from distcifar.data.build import OpenData
 from distcifar.errors import CheckpointError, StorageError
@@ -14,8 +14,6 @@ from distcifar.tracking.journal import Journal
 from distcifar.training.checkpoint import prune_checkpoints, save_checkpoint, save_model
 from distcifar.training.reports import EpochReport, Report, Row
 from distcifar.training.state import TrainState
-
-Listener = Callable[[Row], None]
 
 
 def silence(row: Row) -> None:

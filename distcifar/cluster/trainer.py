@@ -1,10 +1,17 @@
-"""A TorchTrainer without the two helpers that this project does not use."""
+"""Ray's TorchTrainer as this project starts it."""
 
 from typing import Any
 
-from ray.train.torch import TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from distcifar.cluster.job import Job
+from distcifar.cluster.recorder import silence
+from distcifar.cluster.session import Workers
+from distcifar.cluster.worker import train_worker
 
 UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+COLLECTIVE_SECONDS = 300  # after which a collective that a peer never joins is an error
 
 
 class LeanTorchTrainer(TorchTrainer):
@@ -16,3 +23,20 @@ class LeanTorchTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED]
+
+
+def make_trainer(job: Job, workers: Workers, attempt: str) -> TorchTrainer:
+    """A trainer of `job` on `workers`; `attempt` names Ray's own files below the run directory."""
+    return LeanTorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "listen": silence},
+        torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=workers.resources()
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=str(job.folder / "ray"),
+            failure_config=FailureConfig(max_failures=job.spec.max_failures),
+        ),
+    )

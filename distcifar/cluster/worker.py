@@ -1,17 +1,16 @@
 """What runs on each rank: the composition root. Every object of a training is built here, top to bottom."""
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
 
-from distcifar.cluster.recorder import Listener, NoRecorder, Recorder, RunRecorder
+from distcifar.cluster.job import Job, Listener
+from distcifar.cluster.recorder import NoRecorder, Recorder, RunRecorder
 from distcifar.cluster.stopping import StopRequest
-from distcifar.config import Recipe, RunSpec
+from distcifar.config import RunSpec
 from distcifar.data.build import OpenData, open_data
 from distcifar.errors import CheckpointError, DistcifarError, DivergenceError
 from distcifar.training.allocator import keep_freed_memory
@@ -26,17 +25,6 @@ from distcifar.training.summary import summarise
 from distcifar.world import World
 
 GPU_REPORT_STEPS = 20  # a report makes the host wait for the GPU
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker is told."""
-
-    recipe: Recipe
-    spec: RunSpec
-    folder: Path  # the run directory, absolute, shared by all workers
-    data: Path  # the folder of the prepared betons, absolute
-    data_digest: str
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -207,7 +207,8 @@ def test_a_model_alone_is_sealed_the_same_way(tmp_path: Path):
 
 def content_of(folder: Path) -> dict[str, Any]:
     """Manifest and state as they are understood: equal for a damage that is none (a space become a tab)."""
-    return {"manifest": json.loads((folder / "manifest.json").read_text()), "card": load_checkpoint(folder).card}
+    card = load_checkpoint(folder).card
+    return {"manifest": json.loads((folder / "manifest.json").read_text()), "card": card}
 
 
 @pytest.mark.parametrize("file", [*FILES, "manifest.json"])

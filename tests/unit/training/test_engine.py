@@ -1,8 +1,11 @@
 """fit(): what it yields, when it stops, in which mode it trains; the same numbers on one rank and on several."""
 
 import copy
+import json
 import math
+import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,24 @@ def test_a_wish_to_stop_ends_the_run_at_the_next_report_and_asks_for_a_checkpoin
     assert isinstance(last, StepReport)
     assert (last.stopping, last.save, state.progress.step) == (True, True, 4)
     assert state.progress.outcome == ""
+
+
+@pytest.mark.parametrize("taken", [1, 3, 4, 6])  # within an epoch, before and after it is measured, in the next
+def test_a_caller_may_break_out_and_go_on_with_a_new_fit(taken: int):
+    whole, data = fresh(NORM_RECIPE)
+    rows = train(whole, data)
+    state, data = fresh(NORM_RECIPE)
+    first = [row for report in islice(reports(state, data), taken) for row in rows_of(report)]
+    assert first + train(state, data) == rows
+    assert differing_tensors(state.tensors(), whole.tensors()) == []
+
+
+def test_what_the_caller_does_between_reports_is_not_counted_as_training():
+    """Saving, logging and drawing: `seconds` and images/s are of training and evaluation."""
+    state, data = fresh(small_recipe(epochs=1))
+    for _ in reports(state, data):
+        time.sleep(0.25)
+    assert state.progress.seconds < 0.25
 
 
 def test_an_epoch_report_gives_ray_numbers_only():
@@ -223,7 +244,6 @@ def test_weights_of_nan_after_the_last_step_are_not_a_finished_run():
             if isinstance(report, StepReport) and state.progress.step == 3:
                 with torch.no_grad():
                     state.model.head.weight.fill_(math.nan)  # what a last update by far too long leaves
-    assert state.progress.outcome == ""
 
 
 # Choice, early stopping, averages, the end
@@ -302,6 +322,7 @@ def test_the_summary_measures_the_test_split_with_the_best_weights():
     assert sum(map(sum, summary["confusion"])) == 17
     assert (summary["epochs"], summary["steps"], summary["outcome"]) == (6, 18, "finished")
     assert summary["selected_on"] == "validation"
+    json.dumps(summary, allow_nan=False)  # no NaN: summary.json is read by more than Python
 
 
 def test_an_epoch_of_no_step_is_refused_and_not_reported_as_training():

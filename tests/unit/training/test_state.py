@@ -65,6 +65,13 @@ def test_every_field_of_progress_is_among_the_scalars():
     assert same <= {"epoch_step", "precision", "wait", "best_metric"}, "the rest has moved in this training"
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_scalars_are_json_for_any_reader(name: str):
+    """No NaN and no Infinity, which only Python reads, in a state before and after training."""
+    for state in (fresh(RECIPES[name])[0], trained(name)):
+        json.dumps(state.scalars(), allow_nan=False)
+
+
 def test_fp16s_scale_is_saved_and_taken_up_again():
     saved, _ = fresh(RECIPES["momentum"])
     saved.set_precision("fp16")

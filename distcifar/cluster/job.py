@@ -1,0 +1,22 @@
+"""What a worker is told: plain values, without torch, that travel to other processes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distcifar.config import Recipe, RunSpec
+
+Listener = Callable[[dict[str, Any]], None]  # is given each metrics row
+Announce = Callable[[str], None]  # is given sentences for the user
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker is told."""
+
+    recipe: Recipe
+    spec: RunSpec
+    folder: Path  # the run directory, absolute, shared by all workers
+    data: Path  # the folder of the prepared betons, absolute
+    data_digest: str

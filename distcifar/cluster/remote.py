@@ -1,0 +1,61 @@
+"""Several workers, or a cluster: TorchTrainer, followed through the run's journal."""
+
+import queue
+import threading
+import uuid
+from importlib import import_module
+from typing import Any
+
+from distcifar.cluster.job import Announce, Job, Listener
+from distcifar.cluster.session import Workers, ray_session
+from distcifar.cluster.stopping import StopRequest, stop_on_signals
+from distcifar.errors import DistcifarError
+from distcifar.tracking.journal import JournalFollower
+
+FOLLOW_SECONDS = 0.3  # how often the driver looks for new rows
+
+
+def fit_on_ray(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
+    """The primary's answer of `train_worker` (cluster/worker.py).
+
+    Ray's fit() runs in a thread, so that this one can follow the journal and take signals; torch is imported in
+    another while Ray's processes start.
+    """
+    announce("Starting workers on Ray; half a minute on two cores")
+    loading = threading.Thread(target=import_module, args=("distcifar.cluster.trainer",), daemon=True)
+    loading.start()
+    with ray_session(job.spec) as workers, stop_on_signals(StopRequest(job.folder), announce):
+        loading.join()
+        announce(f"{workers.count} worker(s) with {workers.cpus} CPU(s)" + " and a GPU" * workers.gpu)
+        answer: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=_fit, args=(job, workers, answer), daemon=True).start()
+        follower = JournalFollower(job.folder)
+        result = None
+        while result is None:
+            try:
+                result = answer.get(timeout=FOLLOW_SECONDS)
+            except queue.Empty:
+                result = None
+            for row in follower.new_rows():
+                listen(row)
+    if isinstance(result, BaseException):
+        raise _own_error(result)
+    return result
+
+
+def _fit(job: Job, workers: Workers, answer: "queue.Queue[Any]") -> None:
+    """Puts the workers' answer, or what was raised, into `answer`."""
+    from distcifar.cluster.trainer import make_trainer
+
+    attempt = f"attempt-{uuid.uuid4().hex[:8]}"  # new each time: Ray's own state never matters, checkpoints are ours
+    try:
+        answer.put(make_trainer(job, workers, attempt).fit().return_value)
+    except BaseException as error:
+        answer.put(error)
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """A worker's DistcifarError out of Ray's wrapping; any other error as it is."""
+    failures = getattr(error, "worker_failures", {}).values()
+    causes = [cause for failure in failures for cause in (failure, failure.__cause__)]
+    return next((cause for cause in causes if isinstance(cause, DistcifarError)), error)
