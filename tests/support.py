@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,10 @@ def run_ranks(function: Callable[..., Any], size: int, folder: Path, *args: Any)
     ranks = [context.Process(target=_rank, args=(function, rank, size, folder, args)) for rank in range(size)]
     for process in ranks:
         process.start()
+    while any(process.is_alive() for process in ranks) and not any(process.exitcode for process in ranks):
+        connection.wait([process.sentinel for process in ranks if process.is_alive()])
     for process in ranks:
+        process.terminate()  # one has failed: its peers would wait for it
         process.join()
     assert [process.exitcode for process in ranks] == [0] * size
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(size)]

@@ -45,10 +45,11 @@ def fit_on_ray(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]
 
 def _fit(job: Job, workers: Workers, answer: "queue.Queue[Any]") -> None:
     """Puts the workers' answer, or what was raised, into `answer`."""
-    from distcifar.cluster.trainer import make_trainer
+    from distcifar.cluster.trainer import make_trainer, prestart_coordinator
 
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"  # new each time: Ray's own state never matters, checkpoints are ours
     try:
+        prestart_coordinator()
         answer.put(make_trainer(job, workers, attempt).fit().return_value)
     except BaseException as error:
         answer.put(error)

@@ -25,6 +25,18 @@ class LeanTorchTrainer(TorchTrainer):
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED]
 
 
+def prestart_coordinator() -> None:
+    """Starts the actor that Train's controller asks for resources beside the controller, not after it.
+
+    The controller waits up to five seconds for that actor's process, which imports ray.train as well.
+    """
+    try:
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
+    except ImportError:
+        return  # private to Ray 2.60: elsewhere the controller starts it itself
+    coordinator.get_or_create_autoscaling_coordinator()
+
+
 def make_trainer(job: Job, workers: Workers, attempt: str) -> TorchTrainer:
     """A trainer of `job` on `workers`; `attempt` names Ray's own files below the run directory."""
     return LeanTorchTrainer(

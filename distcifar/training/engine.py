@@ -13,6 +13,7 @@ from distcifar.data.plan import step_seed
 from distcifar.models import frozen_norms
 from distcifar.training import metrics
 from distcifar.training.evaluate import evaluate
+from distcifar.training.lean import building_ddp
 from distcifar.training.optim import set_learning_rate
 from distcifar.training.reports import EpochReport, FitOptions, Report, StepLog, StepReport
 from distcifar.training.schedule import multiplier
@@ -47,9 +48,10 @@ def wrap(model: nn.Module, world: World, *, compiled: bool = False) -> nn.Module
         on_gpu = world.device.type == "cuda"
         # Rank 0's BatchNorm statistics go to all before each step (DDP's default): what is saved is rank 0's
         # and continuing from it is exact.
-        net = DistributedDataParallel(
-            model, device_ids=[world.device] if on_gpu else None, gradient_as_bucket_view=True
-        )
+        with building_ddp():
+            net = DistributedDataParallel(
+                model, device_ids=[world.device] if on_gpu else None, gradient_as_bucket_view=True
+            )
     return torch.compile(net) if compiled else net  # type: ignore[return-value]
 
 

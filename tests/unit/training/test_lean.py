@@ -38,3 +38,20 @@ def test_the_same_weights_without_the_compiler(make: str):
     (_, usual), (imported, lean) = outcome(make, lean=False), outcome(make, lean=True)
     assert imported == "False"
     assert lean == usual
+
+
+def test_ddp_is_built_and_run_without_the_compiler(tmp_path):
+    program = f"""
+        import sys, torch, torch.distributed as dist
+        from distcifar.training.lean import building_ddp, leave_compiler_out
+        leave_compiler_out()
+        dist.init_process_group("gloo", init_method="file://{tmp_path}/rendezvous", rank=0, world_size=1)
+        with building_ddp():
+            net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+        net(torch.ones(1, 2)).sum().backward()
+        print("torch._dynamo" in sys.modules, net.module.weight.grad.sum().item())
+        import torch._dynamo.utils
+        print(torch._dynamo.utils.get_optimize_ddp_mode())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "4.0", "ddp_optimizer"]
