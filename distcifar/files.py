@@ -47,13 +47,26 @@ def folder_aside(target: Path) -> Iterator[Path]:
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
         sync_folder(aside)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(aside, target)
+        _take_name(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     sync_folder(target.parent)
+
+
+def _take_name(aside: Path, target: Path) -> None:
+    """Renames `aside` to `target`. An old `target` is moved away first and comes back after an error."""
+    if not target.exists():
+        os.rename(aside, target)
+        return
+    old = target.with_name(f"{ASIDE}{uuid.uuid4().hex[:8]}-old-{target.name}")
+    os.rename(target, old)
+    try:
+        os.rename(aside, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep_aside(folder: Path) -> None:

@@ -34,8 +34,6 @@ def launch(recipe: Recipe, spec: RunSpec, *, listen: Listener, announce: Announc
     data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
     folder = claim_run(recipe, spec, collect_facts(spec, data.folder, data.digest))
     StopRequest(folder).clear()
-    if not spec.verbose:
-        logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         result = _fit(Job(recipe, spec, folder, data.folder, data.digest), listen, announce)
         if "error" in result:
@@ -51,6 +49,8 @@ def _fit(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
     if _is_local(job.spec):
         with _collector_at_rest():
             from distcifar.cluster.local import fit_here
+        if not job.spec.verbose:
+            logging.getLogger("ray").setLevel(logging.ERROR)  # after the import, which sets it
         return fit_here(job, listen, announce)
     from distcifar.cluster.remote import fit_on_ray
 

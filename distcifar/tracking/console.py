@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from distcifar.config import Recipe
 
@@ -56,7 +57,9 @@ class Display:
         if self._first is None:
             self._first = (now, done)
         since, at = self._first
-        speed = (done - at) / (now - since) if now > since else 0.0
+        if now - since < 1.0:  # rows of one report
+            self._first = (since, done)
+        speed = (done - at) / (now - since) if now - since >= 1.0 else 0.0
         left = clock((self._recipe.total_epochs - done) / speed) if speed > 0 else "--:--"
         text = (
             f"loss {row['train/loss']:.3f}  lr {row['train/lr']:.3g}  "
@@ -113,10 +116,10 @@ def result_table(summary: dict[str, Any], *, most_classes: int = 20) -> Table:
     table.add_section()
     classes = summary["per_class_accuracy"].items()
     if len(summary["per_class_accuracy"]) > most_classes:
-        classes = sorted(classes, key=lambda item: item[1])[:most_classes]
+        classes = sorted((item for item in classes if item[1] is not None), key=lambda item: item[1])[:most_classes]
         table.add_row(f"the {most_classes} worst classes", "")
     for name, accuracy in classes:
-        table.add_row(name, "no images" if accuracy is None else f"{accuracy:.2%}")
+        table.add_row(Text(name), "no images" if accuracy is None else f"{accuracy:.2%}")
     if summary["selected_on"] == "test":
         table.caption = "Chosen on the test split: this accuracy is optimistic."
     return table

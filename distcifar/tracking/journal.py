@@ -73,8 +73,10 @@ class Journal:
     def event(self, kind: str, text: str) -> None:
         """Adds a line to events.jsonl."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with open(self.folder / "events.jsonl", "a") as file:
-            file.write(json.dumps({"time": now, "kind": kind, "text": text}, ensure_ascii=False) + "\n")
+        path = self.folder / "events.jsonl"
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        with open(path, "a") as file:
+            file.write("\n" * torn + json.dumps({"time": now, "kind": kind, "text": text}, ensure_ascii=False) + "\n")
 
     def write(self, name: str, value: Any) -> None:
         """Writes `name`.json atomically."""
@@ -84,7 +86,7 @@ class Journal:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; none if there is no file. A half-written last line is dropped."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -58,6 +58,9 @@ def save_checkpoint(root: Path, state: TrainState, card: dict[str, Any]) -> Path
         write_json(folder / "state.json", state.scalars())
         write_json(folder / "model.json", card)
         seal(folder)
+    for later in checkpoints(root):  # damaged, and of steps that this run has now left behind
+        if _step_of(later) > state.progress.step:
+            shutil.rmtree(later)
     return target
 
 
@@ -93,8 +96,9 @@ def verify(folder: Path, files: tuple[str, ...] = FILES) -> None:
 
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        version, listed = manifest["format_version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version = manifest["format_version"]
+        seals = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(f"{folder / 'manifest.json'} cannot be read ({error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -104,9 +108,13 @@ def verify(folder: Path, files: tuple[str, ...] = FILES) -> None:
         )
     for name in files:
         path = folder / name
-        if name not in listed or not path.is_file():
+        if name not in seals or not path.is_file():
             raise damaged(f"{path} is missing")
-        if path.stat().st_size != listed[name]["bytes"] or sha256_of(path) != listed[name]["sha256"]:
+        try:
+            found = (path.stat().st_size, sha256_of(path))
+        except OSError as error:
+            raise damaged(f"{path} cannot be read ({error})") from error
+        if found != seals[name]:
             raise damaged(f"{path} is damaged (its sha256 is not the manifest's)")
 
 
@@ -131,7 +139,12 @@ def checkpoints(root: Path) -> list[Path]:
     """The checkpoint directories under `root`, newest first; they may be damaged."""
     if not root.is_dir():
         return []
-    return sorted((p for p in root.iterdir() if re.fullmatch(r"step-\d{8,}", p.name)), reverse=True)
+    found = [p for p in root.iterdir() if re.fullmatch(r"step-[0-9]{8,}", p.name)]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def newest_good(root: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distcifar.config import Recipe
 from distcifar.data.loader import Loaders
 from distcifar.data.plan import step_seed
+from distcifar.errors import ConfigError, DivergenceError
 from distcifar.models import frozen_norms
 from distcifar.training import metrics
 from distcifar.training.evaluate import evaluate
@@ -32,6 +33,9 @@ def fit(
     ranks at the same step when the loss or the gradient is not finite.
     """
     options = options or FitOptions()
+    _require_steps(recipe, loaders)
+    if not world.is_primary:
+        state.tally.sums.zero_()  # what was saved are the sums of all ranks: rank 0 carries them on
     net = wrap(state.model, world, compiled=options.compile)
     while not state.progress.outcome:
         for report in _train_epoch(net, recipe, state, loaders, world, options):
@@ -41,6 +45,17 @@ def fit(
         yield _close_epoch(recipe, state, loaders, world)
 
 
+def _require_steps(recipe: Recipe, loaders: Loaders) -> None:
+    """Raises ConfigError where an epoch has no step."""
+    if not loaders.train.steps_per_epoch:
+        raise ConfigError(
+            f"batch_size is {recipe.batch_size} with drop_last, and there are {loaders.train.store.num_samples} "
+            "training images",
+            "An epoch has at least one whole batch",
+            "Lower --batch-size, or use --no-drop-last",
+        )
+
+
 def wrap(model: nn.Module, world: World, *, compiled: bool = False) -> nn.Module:
     """`model` as it is called in training: DDP over several ranks; optionally compiled."""
     net = model
@@ -48,9 +63,14 @@ def wrap(model: nn.Module, world: World, *, compiled: bool = False) -> nn.Module
         on_gpu = world.device.type == "cuda"
         # Rank 0's BatchNorm statistics go to all before each step (DDP's default): what is saved is rank 0's
         # and continuing from it is exact.
+        # Looking for unused parameters keeps DDP from moving gradients to other buckets after its first step: on
+        # three ranks or more that changes the order of additions, and a continued run would not end alike.
         with building_ddp():
             net = DistributedDataParallel(
-                model, device_ids=[world.device] if on_gpu else None, gradient_as_bucket_view=True
+                model,
+                device_ids=[world.device] if on_gpu else None,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=True,
             )
     return torch.compile(net) if compiled else net  # type: ignore[return-value]
 
@@ -94,6 +114,7 @@ def _train_epoch(
         last = progress.epoch_step == loader.steps_per_epoch
         if save or last or len(steps.done) >= options.report_steps:
             yield steps.report(recipe, state, world, options, save=save)
+            steps.since = time.monotonic()  # what the caller did meanwhile is not training
 
 
 def _set_mode(net: nn.Module, recipe: Recipe, state: TrainState, *, training: bool) -> None:
@@ -125,6 +146,12 @@ def _close_epoch(recipe: Recipe, state: TrainState, loaders: Loaders, world: Wor
     progress.epoch += 1
     progress.epoch_step = 0
     improved = choose(recipe, state, result)
+    if progress.outcome and state.best is None:
+        raise DivergenceError(
+            f"The {recipe.select_on} loss was not finite in any of {progress.epoch} epochs",
+            "The best model is one whose loss is a number",
+            f"Try --optim.lr {recipe.optim.lr / 10:g}",
+        )
     progress.seconds += time.monotonic() - start
     split = "test" if recipe.select_on == "test" else "validation"
     measured = {} if result is None else {f"{split}/loss": result.loss, f"{split}/accuracy": result.accuracy}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distcifar.config import OptimConfig
+from distcifar.errors import ConfigError
 from distcifar.models import Net
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al. 2024: steep at 0, 0.7..1.2 at the end
@@ -23,6 +24,12 @@ def build_optimizers(model: Net, config: OptimConfig) -> list[Optimizer]:
         return [_plain(_groups(model, named, config), config)]
     head = {id(p) for p in model.head.parameters()}
     matrices = [p for _, p in named if p.ndim >= 2 and id(p) not in head]
+    if not matrices:
+        raise ConfigError(
+            "optim.name is 'muon' and the model learns no matrix or filter below its head",
+            "Muon is for matrices and filters",
+            "Use --optim.name sgd",
+        )
     rest = [(name, p) for name, p in named if p.ndim < 2 or id(p) in head]
     muon = Muon(matrices, lr=config.muon_lr, momentum=config.muon_momentum)
     return [muon, _plain(_groups(model, rest, config), config)]

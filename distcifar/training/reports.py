@@ -96,7 +96,10 @@ class StepLog:
         values = torch.stack([t for done in self.done for t in (done.result.loss, done.result.grad_norm)])
         losses, norms = values.view(-1, 2).unbind(1)
         stop = losses.new_tensor([float(options.should_stop())])
-        *global_losses, stops = world.sum(torch.cat([losses, stop])).tolist()
+        # The epoch's sums go to rank 0 with the rest: a checkpoint made now is to hold those of all ranks.
+        sums = world.sum(torch.cat([losses.double(), stop.double(), state.tally.sums]))
+        *global_losses, stops = sums[:-3].tolist()
+        state.tally.sums = sums[-3:].clone() if world.is_primary else torch.zeros_like(sums[-3:])
         _require_finite(recipe, state, self.done, global_losses, norms.tolist())
         elapsed = time.monotonic() - self.since
         state.progress.seconds += elapsed

@@ -21,7 +21,8 @@ class Plateau:
 
         torch's rule: `patience` epochs without improvement are borne, the next one reduces.
         """
-        if self.best is None or loss < self.best * (1 - PLATEAU_THRESHOLD):
+        lowest = math.inf if self.best is None else self.best
+        if loss < lowest * (1 - PLATEAU_THRESHOLD):
             return Plateau(best=loss, wait=0, factor=self.factor)
         if self.wait + 1 > config.patience:
             return Plateau(best=self.best, wait=0, factor=self.factor * config.gamma)

@@ -1,5 +1,7 @@
 """After an epoch: which one is the best so far, whether the rate falls, and whether to go on."""
 
+import math
+
 from distcifar.config import Recipe, Stage
 from distcifar.training.metrics import Evaluation
 from distcifar.training.state import TrainState
@@ -17,15 +19,17 @@ def stage_at(recipe: Recipe, epoch: int) -> tuple[Stage, int]:
 def choose(recipe: Recipe, state: TrainState, result: Evaluation | None) -> bool:
     """Updates best, plateau, early stopping and outcome after an epoch; returns whether it is the best."""
     progress = state.progress
-    metric = None
+    metric: float | None = None
     if result is not None:
-        metric = result.accuracy if recipe.select_metric == "accuracy" else result.loss
         stage, _ = stage_at(recipe, progress.epoch - 1)
         if stage.schedule.name == "plateau":
             progress.plateau = progress.plateau.after_epoch(result.loss, stage.schedule)
+        if math.isfinite(result.loss):  # NaN would be the best for ever: nothing is better than it
+            metric = result.accuracy if recipe.select_metric == "accuracy" else result.loss
     sign = 1 if recipe.select_metric == "accuracy" else -1
     best = progress.best_metric
-    improved = recipe.select_on == "last" or best is None or (metric is not None and sign * metric > sign * best)
+    better = metric is not None and (best is None or sign * metric > sign * best)
+    improved = recipe.select_on == "last" or better
     if improved:
         progress.best_metric, progress.best_epoch, progress.best_step = metric, progress.epoch, progress.step
         progress.wait = 0

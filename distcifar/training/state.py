@@ -101,12 +101,15 @@ class TrainState:
         return {
             "progress": asdict(self.progress),
             "has_best": self.best is not None,
+            "tensors": sorted(self.tensors()),
             "scaler": self.scaler.state_dict(),
             "data_digest": self.data_digest,
         }
 
     def load(self, tensors: Weights, scalars: dict[str, Any], chosen: Weights) -> None:
         """The inverse of `tensors`, `scalars` and `chosen_weights`. Strict: a missing name raises."""
+        if sorted(tensors) != scalars["tensors"]:
+            raise KeyError(f"tensors {sorted(set(tensors) ^ set(scalars['tensors']))}")
         self.model.load_state_dict(_under(tensors, "model."))
         if self.ema is not None:
             self.ema.load_state_dict(_under(tensors, "ema."))

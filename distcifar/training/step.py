@@ -52,13 +52,15 @@ def train_step(net: nn.Module, state: TrainState, recipe: Recipe, batch: Batch, 
     for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)
     n = len(batch.labels)
-    parts = [share(n, i, recipe.optim.accumulate) for i in range(recipe.optim.accumulate)]
-    parts = [part for part in parts if part.stop > part.start]
+    # BatchNorm on maps of one pixel needs two images: no part is smaller, and a lone image is shown twice.
+    count = max(1, min(recipe.optim.accumulate, n // 2))
+    parts = [share(n, i, count) for i in range(count)]
     total = torch.zeros((), device=world.device)
     for part in parts:
         with _no_sync(net) if part is not parts[-1] else nullcontext():
             with autocast(world.device, state.progress.precision):
-                logits = net(batch.images[part])
+                images = batch.images[part]
+                logits = net(images if n > 1 else images.repeat(2, 1, 1, 1))[: part.stop - part.start]
             logits = logits.float()
             losses = sample_losses(logits, batch, part, recipe.label_smoothing)
             if not batch.counted:
