@@ -33,6 +33,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def only_primary(self, values: Tensor) -> Tensor:
+        """A copy of `values` on rank 0, zeros elsewhere: sums that are already global are to count once."""
+        return values.clone() if self.is_primary else torch.zeros_like(values)
+
     def any(self, flag: bool) -> bool:  # noqa: FBT001 (a collective about one flag)
         """Whether `flag` is set on at least one rank. A synchronisation point on every rank."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)

@@ -34,8 +34,7 @@ def fit(
     """
     options = options or FitOptions()
     _require_steps(recipe, loaders)
-    if not world.is_primary:
-        state.tally.sums.zero_()  # what was saved are the sums of all ranks: rank 0 carries them on
+    state.tally.sums = world.only_primary(state.tally.sums)  # what was saved are the sums of all ranks
     net = wrap(state.model, world, compiled=options.compile)
     while not state.progress.outcome:
         for report in _train_epoch(net, recipe, state, loaders, world, options):

@@ -99,7 +99,7 @@ class StepLog:
         # The epoch's sums go to rank 0 with the rest: a checkpoint made now is to hold those of all ranks.
         sums = world.sum(torch.cat([losses.double(), stop.double(), state.tally.sums]))
         *global_losses, stops = sums[:-3].tolist()
-        state.tally.sums = sums[-3:].clone() if world.is_primary else torch.zeros_like(sums[-3:])
+        state.tally.sums = world.only_primary(sums[-3:])
         _require_finite(recipe, state, self.done, global_losses, norms.tolist())
         elapsed = time.monotonic() - self.since
         state.progress.seconds += elapsed
