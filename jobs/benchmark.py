@@ -42,16 +42,18 @@ def main(argv: list[str]) -> int:
 
     from distcifar.data.benchmark import compare_loaders
     from distcifar.data.prepare import prepare
+    from distcifar.training.allocator import keep_freed_memory
 
     root = Path(arguments.data_root).absolute()
     data = prepare(DataConfig(dataset=arguments.dataset), root, arguments.source, announce=print)
+    keep_freed_memory()  # as a training does
     rows = compare_loaders(data.train, rounds=arguments.rounds, threads=arguments.threads)
-    table = Table("path", "images/s (median)", "lowest", "highest", "x DataLoader", "x FFCV's own")
+    table = Table("path", "images/s", "lowest", "highest", "x DataLoader", "x FFCV's own")
     for row in rows:
         speeds = [f"{row[key]:,.0f}" for key in ("median", "min", "max")]
         ratios = [f"{row['median'] / peer['median']:.1f}" for peer in rows[:2]]
         table.add_row(row["path"], *speeds, *ratios)
-    Console().print(table)
+    Console(width=110).print(table)
     return 0
 
 

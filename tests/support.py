@@ -140,7 +140,7 @@ def run_ranks(function: Callable[..., Any], size: int, folder: Path, *args: Any)
     for process in ranks:
         process.start()
     while any(process.is_alive() for process in ranks) and not any(process.exitcode for process in ranks):
-        connection.wait([process.sentinel for process in ranks if process.is_alive()])
+        connection.wait([process.sentinel for process in ranks if process.is_alive()], timeout=1)
     for process in ranks:
         process.terminate()  # one has failed: its peers would wait for it
         process.join()

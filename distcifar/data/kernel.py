@@ -5,7 +5,7 @@ step (figures: docs/performance.md). Compiled by numba on first use and cached o
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, uintp
 from numpy.typing import NDArray
 
 
@@ -17,6 +17,33 @@ def _source(place: int, length: int, reflect: bool) -> int:  # noqa: FBT001 (num
     if not reflect:
         return -1
     return -place if place < 0 else 2 * length - 2 - place
+
+
+@njit(inline="always")
+def _fill_line(
+    line: NDArray[np.float32],  # [W*C], written
+    source: NDArray[np.uint8],  # [W*C]
+    columns: NDArray[np.int64],  # [W], where each pixel is read
+    inside: NDArray[np.bool_],  # [W], false: black
+    values: NDArray[np.float32],  # [C*256]
+    channels: int,
+) -> None:
+    """One row of one image. Unsigned indices spare numba's test for negative ones; with the three channels of
+    colour written out it is twice as fast as the general loop."""
+    if channels == 3:
+        for x in range(len(columns)):
+            if inside[uintp(x)]:
+                k = columns[uintp(x)]
+                line[uintp(3 * x)] = values[uintp(source[uintp(k)])]
+                line[uintp(3 * x + 1)] = values[uintp(256) + uintp(source[uintp(k + 1)])]
+                line[uintp(3 * x + 2)] = values[uintp(512) + uintp(source[uintp(k + 2)])]
+            else:
+                line[uintp(3 * x)], line[uintp(3 * x + 1)], line[uintp(3 * x + 2)] = values[0], values[256], values[512]
+        return
+    for x in range(len(columns)):
+        for c in range(channels):
+            pixel = uintp(source[uintp(columns[uintp(x)] + c)]) if inside[uintp(x)] else uintp(0)
+            line[uintp(x * channels + c)] = values[uintp(256 * c) + pixel]
 
 
 @njit(parallel=True, nogil=True, cache=True)
@@ -35,20 +62,21 @@ def fill_batch(
 ) -> None:
     """`out[i]` = image `rows[i]`, moved and normalised; the bits of augment.move, normalise and cut_out."""
     n, height, width, channels = out.shape
+    values = table.reshape(-1)
     for i in prange(n):
-        image = images[rows[i]]
-        columns = np.empty(width, np.int64)  # once an image: the inner loop is bound by its index arithmetic
+        image = images[rows[i]].reshape(height, width * channels)
+        lines = out[i].reshape(height, width * channels)
+        columns, inside = np.empty(width, np.int64), np.empty(width, np.bool_)
         for x in range(width):
-            columns[x] = _source((width - 1 - x if flip[i] else x) + shift_x[i], width, reflect)
+            place = _source((width - 1 - x if flip[i] else x) + shift_x[i], width, reflect)
+            columns[x], inside[x] = max(place, 0) * channels, place >= 0
         for y in range(height):
             row = _source(y + shift_y[i], height, reflect)
-            for x in range(width):
-                if row < 0 or columns[x] < 0:
-                    for c in range(channels):
-                        out[i, y, x, c] = table[c, 0]
-                else:
-                    for c in range(channels):
-                        out[i, y, x, c] = table[c, image[row, columns[x], c]]
+            if row < 0:
+                for k in range(width * channels):
+                    lines[y, k] = values[256 * (k % channels)]
+            else:
+                _fill_line(lines[y], image[row], columns, inside, values, channels)
         if cut_side > 0:
             top, left = cut_y[i] - cut_side // 2, cut_x[i] - cut_side // 2
             out[i, max(top, 0) : max(top + cut_side, 0), max(left, 0) : max(left + cut_side, 0)] = 0

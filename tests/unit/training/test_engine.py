@@ -236,6 +236,23 @@ def test_divergence_between_reports_is_told_with_its_own_step():
     assert step <= stopped <= step + 2
 
 
+@pytest.mark.parametrize("report_steps", [1, 3])
+def test_an_infinite_gradient_is_divergence_though_the_loss_is_finite(report_steps: int):
+    """It is told at its own step, and not at the next one, when the weights have gone."""
+    state, data = fresh(small_recipe())
+    state.model.head.weight.register_hook(lambda g: g * math.inf if state.progress.step == 1 else g)
+    with pytest.raises(DivergenceError, match="At step 2 "):
+        train(state, data, options=FitOptions(report_steps=report_steps))
+
+
+def test_with_fp16_an_infinite_gradient_is_left_to_the_loss_scaler():
+    state, data = fresh(small_recipe(precision="fp16"))
+    state.model.head.weight.register_hook(lambda g: g * math.inf if state.progress.step == 1 else g)
+    train(state, data)
+    assert state.progress.outcome == "finished"
+    assert all(torch.isfinite(p).all() for p in state.model.parameters())
+
+
 def test_weights_of_nan_after_the_last_step_are_not_a_finished_run():
     """The last step of a run has no next one whose loss would tell."""
     state, data = fresh(small_recipe(epochs=1))
