@@ -10,8 +10,10 @@ examples:
 
 import math
 import os
+import shlex
 import sys
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -66,10 +68,12 @@ def main(argv: list[str]) -> int:
 
     with Display(recipe) as display:
         result = launch(recipe, spec, listen=display.show, announce=display.say)
-    again = " ".join(["python jobs/train.py", *argv])
+    here = Path(sys.executable)
+    program = [str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here), sys.argv[0]]
     if result.summary is None:
         display.say(f"Stopped at step {result.stopped_at} with a checkpoint in {result.folder}/checkpoints.")
-        display.say(f"To go on: {again}" + ("" if spec.name else f" --name {result.folder.name}"))
+        name = [] if spec.name else ["--name", result.folder.name]
+        display.say(f"To go on: {shlex.join([*program, *argv, *name])}")
         return INTERRUPTED
     from distcifar.insight.curves import draw_curves
 
@@ -80,7 +84,8 @@ def main(argv: list[str]) -> int:
     draw_curves(rows, result.folder / "curves.png", title=title, class_names=list(classes), per_class=per_class)
     display.console.print(result_table(result.summary))
     display.say(f"Results: {result.folder} (curves.png, metrics.csv, summary.json, model/)")
-    display.say(f"Next: python jobs/train.py {recipe.name} --seed {recipe.seed + 1}, or another recipe (--help)")
+    again = shlex.join([*program, recipe.name, "--seed", str(recipe.seed + 1)])
+    display.say(f"Next: {again}, or another recipe (--help lists them)")
     return 0
 
 

@@ -57,9 +57,18 @@ class RunRecorder:
 
     def record(self, report: Report) -> None:
         rows = [report.row] if isinstance(report, EpochReport) else report.rows
-        self.journal.append(rows)
-        if self._due(report):
-            self._save()
+        try:
+            self.journal.append(rows)
+            if self._due(report):
+                self._save()
+        except (OSError, SafetensorError) as error:
+            free = shutil.disk_usage(self._folder).free
+            raise StorageError(
+                f"Step {self._state.progress.step} cannot be recorded in {self._folder}: {error} "
+                f"({free / 1e6:,.0f} MB are free)",
+                "A run goes on only if its state can be saved",
+                "Make room, then type the same command: it goes on from the last good checkpoint",
+            ) from error
         for row in rows:  # last, so that what is shown is also on the disk
             self._listen(row)
 
@@ -77,18 +86,9 @@ class RunRecorder:
     def _save(self) -> None:
         """Seals a checkpoint after the rows that belong to it."""
         root = self._folder / "checkpoints"
-        try:
-            self.journal.sync()
-            save_checkpoint(root, self._state, self._card())
-            prune_checkpoints(root, best_step=self._state.progress.best_step)
-        except (OSError, SafetensorError) as error:
-            free = shutil.disk_usage(self._folder).free
-            raise StorageError(
-                f"The checkpoint of step {self._state.progress.step} cannot be saved in {root}: {error} "
-                f"({free / 1e6:,.0f} MB are free)",
-                "A run goes on only if its state can be saved",
-                "Make room, then type the same command: it goes on from the last good checkpoint",
-            ) from error
+        self.journal.sync()
+        save_checkpoint(root, self._state, self._card())
+        prune_checkpoints(root, best_step=self._state.progress.best_step)
 
     def _card(self) -> dict[str, Any]:
         """What model.safetensors is: enough to rebuild and feed the network without the data set."""

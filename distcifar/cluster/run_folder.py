@@ -33,6 +33,7 @@ def claim_run(recipe: Recipe, spec: RunSpec, facts: dict[str, Any]) -> Path:
             )
         folder.mkdir(parents=True, exist_ok=True)
         sweep_aside(folder)
+        sweep_aside(folder / "checkpoints")
         write_json(folder / "recipe.json", to_dict(recipe))
         write_json(folder / "run.json", facts)
     except OSError as error:

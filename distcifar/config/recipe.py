@@ -107,6 +107,12 @@ class Recipe:
             "A batch splits into at most as many parts as it has images",
             "Lower --optim.accumulate",
         )
+        require(
+            not (self.early_stop and self.then),
+            f"early_stop is {self.early_stop} and the recipe has further stages",
+            "Early stopping ends a run, not a stage",
+            "Set --early-stop 0",
+        )
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -127,7 +127,7 @@ def _close_epoch(recipe: Recipe, state: TrainState, loaders: Loaders, world: Wor
     """Measures the epoch, moves plateau, best and early stopping, and decides whether it was the last."""
     start = time.monotonic()
     progress = state.progress
-    for module in {state.model, state.evaluated}:
+    for module in (state.model, state.evaluated):  # the same order on every rank
         for buffer in module.buffers():
             world.broadcast(buffer)
     train_loss, train_accuracy, _ = state.tally.over_ranks(world)
@@ -145,10 +145,11 @@ def _close_epoch(recipe: Recipe, state: TrainState, loaders: Loaders, world: Wor
     progress.epoch += 1
     progress.epoch_step = 0
     improved = choose(recipe, state, result)
-    if progress.outcome and state.best is None:
+    finite = state.best is not None and all(bool(v.isfinite().all()) for v in state.best.values())
+    if progress.outcome and not finite:
         raise DivergenceError(
-            f"The {recipe.select_on} loss was not finite in any of {progress.epoch} epochs",
-            "The best model is one whose loss is a number",
+            f"After {progress.epoch} epoch(s) no weights with a finite {recipe.select_on} loss were found",
+            "The best model is one whose weights and loss are numbers",
             f"Try --optim.lr {recipe.optim.lr / 10:g}",
         )
     progress.seconds += time.monotonic() - start
