@@ -1,11 +1,20 @@
 """What all programs share: their mistakes are told in one message, their exit codes mean something."""
 
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from distcifar.errors import DistcifarError
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
+
+
+def command(*words: str) -> str:
+    """This program with other `words`, as it can be typed here without activating anything."""
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    return shlex.join([str(python), sys.argv[0], *words])
 
 
 def run_program(main: Callable[[list[str]], int]) -> None:

@@ -10,14 +10,12 @@ examples:
 
 import math
 import os
-import shlex
 import sys
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Annotated
 
 import tyro
-from program import INTERRUPTED, run_program
+from program import INTERRUPTED, command, run_program
 
 from distcifar.cluster import ENVIRONMENT
 from distcifar.config import Recipe, RunSpec
@@ -50,13 +48,13 @@ def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
         sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
     named = get_recipe(argv[0])
     flags = RecipeFlags(**{field.name: getattr(named, field.name) for field in fields(named)})
-    command = tyro.cli(
+    chosen = tyro.cli(
         Command, args=argv[1:], default=Command(flags, RunSpec()), prog=f"train.py {named.name}",
         description=named.description,
     )  # fmt: skip
-    recipe = Recipe(**{field.name: getattr(command.recipe, field.name) for field in fields(Recipe)})
-    address = command.run.address or os.environ.get("RAY_ADDRESS", "")  # set inside `ray job submit`
-    return recipe, replace(command.run, address=address)
+    recipe = Recipe(**{field.name: getattr(chosen.recipe, field.name) for field in fields(Recipe)})
+    address = chosen.run.address or os.environ.get("RAY_ADDRESS", "")  # set inside `ray job submit`
+    return recipe, replace(chosen.run, address=address)
 
 
 def main(argv: list[str]) -> int:
@@ -68,12 +66,10 @@ def main(argv: list[str]) -> int:
 
     with Display(recipe) as display:
         result = launch(recipe, spec, listen=display.show, announce=display.say)
-    here = Path(sys.executable)
-    program = [str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here), sys.argv[0]]
     if result.summary is None:
         display.say(f"Stopped at step {result.stopped_at} with a checkpoint in {result.folder}/checkpoints.")
         name = [] if spec.name else ["--name", result.folder.name]
-        display.say(f"To go on: {shlex.join([*program, *argv, *name])}")
+        display.say(f"To go on: {command(*argv, *name)}")
         return INTERRUPTED
     from distcifar.insight.curves import draw_curves
 
@@ -84,8 +80,7 @@ def main(argv: list[str]) -> int:
     draw_curves(rows, result.folder / "curves.png", title=title, class_names=list(classes), per_class=per_class)
     display.console.print(result_table(result.summary))
     display.say(f"Results: {result.folder} (curves.png, metrics.csv, summary.json, model/)")
-    again = shlex.join([*program, recipe.name, "--seed", str(recipe.seed + 1)])
-    display.say(f"Next: {again}, or another recipe (--help lists them)")
+    display.say(f"Next: {command(recipe.name, '--seed', str(recipe.seed + 1))}, or another recipe (--help lists them)")
     return 0
 
 
