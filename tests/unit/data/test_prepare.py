@@ -357,7 +357,7 @@ def wait_for(path):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("seen", ["scratch", "ready/train.beton", "ready/val.beton", "ready/test.beton.json"])
+@pytest.mark.parametrize("seen", ["scratch", "ready/train.beton", "ready/val.beton"])
 def test_a_killed_prepare_leaves_nothing_that_is_taken_for_good(origin, tmp_path, seen):
     write_beton(tmp_path / "warm.beton", np.zeros((1, 4, 4, 1), np.uint8), np.zeros(1, np.int64))  # imports ffcv
     root = tmp_path / "root"
