@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -48,13 +49,14 @@ def test_three_workers_share_two_cores(tmp_path: Path):
 def test_a_job_submitted_to_a_head_trains_on_two_workers(tmp_path: Path):
     """`ray start` and `ray job submit` on their own ports, with the venv's programs."""
     binaries = Path(sys.executable).parent
+    session = tempfile.mkdtemp(prefix="ray")  # short: Ray's sockets lie in it, and their paths hold 107 bytes
     environment = {
         **os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28265",
     }  # fmt: skip
     head = subprocess.Popen(
         [binaries / "ray", "start", "--head", "--port", "26379", "--dashboard-port", "28265", "--num-cpus", "2",
-         "--temp-dir", str(tmp_path / "ray"), "--block"], env=environment, cwd=tmp_path,
+         "--temp-dir", session, "--block"], env=environment, cwd=tmp_path,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
