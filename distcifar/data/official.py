@@ -152,8 +152,13 @@ def _unpack(files: list[Path], scratch: Path, folder: str) -> None:
     """Lays the files out below `scratch` as torchvision expects them."""
     target = scratch / folder
     if len(files) == 1:
+        target.mkdir(parents=True)
         with tarfile.open(files[0]) as archive:
-            archive.extractall(scratch, filter="data")
+            # File by file, by its last name: no path in an archive leads elsewhere. (extractall's filter for that
+            # is not in the Python 3.11.2 of Debian 12.)
+            for member in (m for m in archive if m.isfile()):
+                with archive.extractfile(member) as packed, (target / Path(member.name).name).open("wb") as plain:  # type: ignore[union-attr]
+                    shutil.copyfileobj(packed, plain)
     elif files[0].suffix == ".gz":
         target.mkdir(parents=True)
         for file in files:
