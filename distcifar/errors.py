@@ -39,6 +39,12 @@ class ResourceError(DistcifarError):
     """More workers, GPUs or memory asked for than there are; or a cluster that does not answer."""
 
 
+class RunError(DistcifarError):
+    """A run that fails at the same step again and again, or that another process is training."""
+
+    exit_code = 4
+
+
 class DivergenceError(DistcifarError):
     """NaN or Inf in the loss or the gradient: training stopped on all ranks at the same step."""
 

@@ -5,10 +5,11 @@ examples:
   python jobs/train.py quick --source cifar10.npz --name a from a local copy, into runs/a
   python jobs/train.py resnet9 --optim.lr 0.01 --epochs 5  any field of a recipe can be changed
   python jobs/train.py resnet18 --workers 2                two workers through Ray Train
+  python jobs/train.py resnet18 --workers 2..8             as many as there are places for, while it runs
+  python jobs/train.py quick --resume runs/a --branch --name b --optim.lr 0.01    from a's newest checkpoint on
   python jobs/train.py RECIPE --help                       every field with its meaning
 """
 
-import math
 import os
 import sys
 from dataclasses import dataclass, fields, replace
@@ -19,6 +20,7 @@ from program import INTERRUPTED, command, run_program
 
 from distcifar.cluster import ENVIRONMENT
 from distcifar.config import Recipe, RunSpec
+from distcifar.config.run import spelled_out
 from distcifar.recipes import RECIPES, get_recipe
 
 
@@ -48,8 +50,9 @@ def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
         sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
     named = get_recipe(argv[0])
     flags = RecipeFlags(**{field.name: getattr(named, field.name) for field in fields(named)})
+    words = [part for word in argv[1:] for part in spelled_out(word)]
     chosen = tyro.cli(
-        Command, args=argv[1:], default=Command(flags, RunSpec()), prog=f"train.py {named.name}",
+        Command, args=words, default=Command(flags, RunSpec()), prog=f"train.py {named.name}",
         description=named.description,
     )  # fmt: skip
     recipe = Recipe(**{field.name: getattr(chosen.recipe, field.name) for field in fields(Recipe)})
@@ -62,7 +65,6 @@ def main(argv: list[str]) -> int:
     os.environ.update(ENVIRONMENT)
     from distcifar.cluster.launch import launch
     from distcifar.tracking.console import Display, result_table
-    from distcifar.tracking.journal import read_rows
 
     with Display(recipe) as display:
         result = launch(recipe, spec, listen=display.show, announce=display.say)
@@ -71,13 +73,9 @@ def main(argv: list[str]) -> int:
         name = [] if spec.name else ["--name", result.folder.name]
         display.say(f"To go on: {command(*argv, *name)}")
         return INTERRUPTED
-    from distcifar.insight.curves import draw_curves
+    from distcifar.insight.curves import draw_run
 
-    classes = result.summary["per_class_accuracy"]
-    per_class = [math.nan if accuracy is None else accuracy for accuracy in classes.values()]
-    rows = read_rows(result.folder / "metrics.jsonl")
-    title = f"{recipe.name}: test accuracy {result.summary['test_accuracy']:.2%}"
-    draw_curves(rows, result.folder / "curves.png", title=title, class_names=list(classes), per_class=per_class)
+    draw_run(result.folder, result.summary)
     display.console.print(result_table(result.summary))
     display.say(f"Results: {result.folder} (curves.png, metrics.csv, summary.json, model/)")
     display.say(f"Next: {command(recipe.name, '--seed', str(recipe.seed + 1))}, or another recipe (--help lists them)")

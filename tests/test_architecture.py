@@ -48,7 +48,7 @@ HOMES = {
 # The same, for imports that run when the module is imported. matplotlib costs a second and waits until it is needed.
 EAGER = {**HOMES, "matplotlib": ()}
 WITHOUT_TORCH = ("distcifar/config/", "distcifar/recipes/", "distcifar/errors.py", "distcifar/files.py")
-ASKS_FOR_THE_RANK = ("distcifar/world.py", "distcifar/cluster/worker.py")
+ASKS_FOR_THE_RANK = ("distcifar/world.py", "distcifar/cluster/rank.py")
 MOST_CODE_LINES_OF_A_PROGRAM = 60
 MOST_LINES_OF_A_FILE = 300
 # Calls that make a value and nothing else. Names in CamelCase are classes, whose values are allowed too.
@@ -403,7 +403,7 @@ EXAMPLES = [
     (
         few_places_ask_for_the_rank,
         ("distcifar/training/engine.py", "def f(world):\n    if world.is_primary: save()"),
-        ("distcifar/cluster/worker.py", "def f(world):\n    if world.is_primary: save()"),
+        ("distcifar/cluster/rank.py", "def f(world):\n    if world.is_primary: save()"),
     ),
     (
         few_places_ask_for_the_rank,

@@ -7,7 +7,7 @@ from typing import Any
 
 from distcifar.config import Recipe, RunSpec
 
-Listener = Callable[[dict[str, Any]], None]  # is given each metrics row
+Listener = Callable[[dict[str, Any]], None]  # is given each metrics row, and each event
 Announce = Callable[[str], None]  # is given sentences for the user
 
 
@@ -20,3 +20,4 @@ class Job:
     folder: Path  # the run directory, absolute, shared by all workers
     data: Path  # the folder of the prepared betons, absolute
     data_digest: str
+    launch: str  # a new name for each time that the user has typed the command

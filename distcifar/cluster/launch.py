@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from distcifar.cluster.facts import collect_facts
 from distcifar.cluster.job import Announce, Job, Listener
-from distcifar.cluster.run_folder import claim_run, discard_if_unused
+from distcifar.cluster.run_folder import claim_run, discard_if_unused, only_launch, run_folder
 from distcifar.cluster.stopping import StopRequest
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.prepare import prepare
@@ -32,15 +33,17 @@ def launch(recipe: Recipe, spec: RunSpec, *, listen: Listener, announce: Announc
     listen: given each metrics row as it comes. announce: given sentences for the user. Raises the error family.
     """
     data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
-    folder = claim_run(recipe, spec, collect_facts(spec, data.folder, data.digest))
-    StopRequest(folder).clear()
-    try:
-        result = _fit(Job(recipe, spec, folder, data.folder, data.digest), listen, announce)
-        if "error" in result:
-            raise result["error"]
-    except DistcifarError:
-        discard_if_unused(folder)
-        raise
+    folder = run_folder(recipe, spec)
+    with only_launch(folder):
+        claim_run(recipe, spec, folder, collect_facts(spec, data.folder, data.digest))
+        StopRequest(folder).clear()
+        try:
+            result = _fit(Job(recipe, spec, folder, data.folder, data.digest, uuid.uuid4().hex[:8]), listen, announce)
+            if "error" in result:
+                raise result["error"]
+        except DistcifarError:
+            discard_if_unused(folder)
+            raise
     return RunResult(folder, result.get("summary"), result.get("stopped"))
 
 

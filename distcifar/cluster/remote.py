@@ -9,7 +9,7 @@ from typing import Any
 from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.session import Workers, ray_session
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
-from distcifar.errors import DistcifarError
+from distcifar.errors import DistcifarError, RunError
 from distcifar.tracking.journal import JournalFollower
 
 FOLLOW_SECONDS = 0.3  # how often the driver looks for new rows
@@ -56,7 +56,22 @@ def _fit(job: Job, workers: Workers, answer: "queue.Queue[Any]") -> None:
 
 
 def _own_error(error: BaseException) -> BaseException:
-    """A worker's DistcifarError out of Ray's wrapping; any other error as it is."""
-    failures = getattr(error, "worker_failures", {}).values()
-    causes = [cause for failure in failures for cause in (failure, failure.__cause__)]
-    return next((cause for cause in causes if isinstance(cause, DistcifarError)), error)
+    """What to tell of a failed fit(): a worker's DistcifarError, or in short what each worker raised."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    causes = [cause for failure in failures.values() for cause in (failure, failure.__cause__)]
+    own = next((cause for cause in causes if isinstance(cause, DistcifarError)), None)
+    if own is not None or not failures:
+        return own or error
+    words = "; ".join(f"rank {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items()))
+    summary = RunError(
+        f"The workers failed more often than --max-failures allows, at last with {words}",
+        "A run whose workers keep failing is given up",
+        "Mend the cause and type the same command to go on; --debug shows the whole traceback",
+    )
+    summary.__cause__ = error
+    return summary
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -1,74 +1,143 @@
-"""Claiming a run directory: fresh, continued, or refused; never overwritten unasked."""
+"""Claiming a run directory: fresh, continued, begun from another run, or refused; never overwritten unasked."""
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from distcifar.config import Recipe, RunSpec, differences, to_dict
-from distcifar.errors import StorageError
+from filelock import FileLock, Timeout
+
+from distcifar.cluster.resume import adopt, extends, find_origin, why_not
+from distcifar.config import Recipe, RunSpec, from_dict, to_dict
+from distcifar.errors import DistcifarError, RunError, StorageError
 from distcifar.files import sweep_aside, write_json
-from distcifar.tracking.journal import read_rows
+from distcifar.tracking.journal import append_event, read_rows
 
 
-def claim_run(recipe: Recipe, spec: RunSpec, facts: dict[str, Any]) -> Path:
-    """The run directory for `recipe`, with recipe.json and run.json (`facts`) written; absolute.
+def run_folder(recipe: Recipe, spec: RunSpec) -> Path:
+    """The run directory that `spec` names, or a new name; absolute."""
+    return Path(spec.runs).absolute() / (spec.name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
 
-    A directory of that name is continued if it is unfinished and holds the same recipe on the same data
-    (facts["data_digest"]). Raises StorageError otherwise, naming what differs, or if it cannot be written.
-    """
-    folder = Path(spec.runs).absolute() / (spec.name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+@contextmanager
+def only_launch(folder: Path) -> Iterator[None]:
+    """Holds the run for this process: RunError if another one has it. The kernel frees it when its holder dies."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with _storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"The run {folder.name!r} is being trained by another process",
+                "One command trains a run at a time",
+                "Wait for it, stop it, or choose another --name",
+            ) from None
     try:
-        if (folder / "recipe.json").exists():
-            if spec.overwrite:
-                shutil.rmtree(folder)
-            else:
-                _require_same(folder, recipe, facts["data_digest"])
-        elif folder.exists() and any(folder.iterdir()):
+        yield
+    finally:
+        lock.release()
+
+
+def claim_run(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -> None:
+    """Makes `folder` the run directory of `recipe`, with recipe.json and run.json (`facts`) written.
+
+    A run in it is continued if it is unfinished, or extended, and holds the same recipe on the same data
+    (facts["data_digest"]); spec.resume may name another run to start from. Raises StorageError otherwise, naming
+    what differs, or if it cannot be written.
+    """
+    with _storage_errors(folder):
+        parent = None
+        if (folder / "recipe.json").exists() and not spec.overwrite:
+            if spec.resume == "never":
+                raise StorageError(
+                    f"The run {folder.name!r} exists",
+                    "--resume never begins anew",
+                    "Choose another --name, or --overwrite",
+                )
+            _require_same(folder, recipe, facts["data_digest"])
+            parent = json.loads((folder / "run.json").read_text()).get("parent")
+            _reopen(folder, recipe)
+        elif folder.exists() and any(folder.iterdir()) and not (folder / "recipe.json").exists():
             raise StorageError(
                 f"{folder} exists and is not a run directory",
                 "A run needs a folder of its own",
                 "Choose --name",
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        else:
+            parent = _begin(recipe, spec, folder, facts["data_digest"])
         sweep_aside(folder)
         sweep_aside(folder / "checkpoints")
         write_json(folder / "recipe.json", to_dict(recipe))
-        write_json(folder / "run.json", facts)
-    except OSError as error:
-        raise StorageError(
-            f"{error.filename or folder} cannot be written: {error.strerror}",
-            "Runs are written below --runs",
-            "Choose a folder that you may write, with --runs DIR",
-        ) from error
-    return folder
+        write_json(folder / "run.json", facts | ({"parent": parent} if parent else {}))
 
 
 def discard_if_unused(folder: Path) -> None:
     """Removes the directory of a run that failed before its first step: there is nothing to continue."""
     if not read_rows(folder / "metrics.jsonl") and not (folder / "checkpoints").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or folder} cannot be written: {error.strerror or error}",
+            "Runs are written below --runs",
+            "Choose a folder that you may write, with --runs DIR",
+        ) from error
+
+
+def _begin(recipe: Recipe, spec: RunSpec, folder: Path, data_digest: str) -> dict[str, Any] | None:
+    """A new directory, empty or with a copy of spec.resume's checkpoint; returns where that came from."""
+    origin = None if spec.resume in ("auto", "never") else find_origin(Path(spec.resume))
+    if folder.exists():
         shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    if origin is None:
+        return None
+    try:
+        adopt(origin, recipe, data_digest, folder, branch=spec.branch)
+    except DistcifarError:
+        shutil.rmtree(folder)
+        raise
+    return origin.lineage
+
+
+def _reopen(folder: Path, recipe: Recipe) -> None:
+    """Makes a finished run an unfinished one: `_require_same` has found that it is to have more epochs."""
+    if (folder / "summary.json").exists():
+        append_event(folder, "extended", f"to {recipe.total_epochs} epochs")
+        (folder / "summary.json").unlink()
 
 
 def _require_same(folder: Path, recipe: Recipe, data_digest: str) -> None:
-    """Raises StorageError unless the run in `folder` is unfinished and is this recipe on this data."""
+    """Raises StorageError unless the run in `folder` can go on as this recipe on this data."""
     other = f"Choose another --name, or replace it with --overwrite. It lies in {folder}"
+    before = from_dict(Recipe, json.loads((folder / "recipe.json").read_text()))
+    extended = extends(before, recipe)
     if (folder / "summary.json").exists():
-        accuracy = json.loads((folder / "summary.json").read_text())["test_accuracy"]
+        summary = json.loads((folder / "summary.json").read_text())
+        if not extended or summary["outcome"] != "finished":
+            ended = "finished" if summary["outcome"] == "finished" else "finished by early stopping"
+            raise StorageError(
+                f"The run {folder.name!r} is {ended} (test accuracy {summary['test_accuracy']:.2%})"
+                + (
+                    f" and has another recipe ({why_not(before, recipe)})" if before.digest() != recipe.digest() else ""
+                ),
+                "A run is never overwritten unasked; more --epochs extend one whose schedule does not depend on them",
+                f"{other}. Or go on from it: --resume {folder} --branch --name ANOTHER",
+            )
+    elif before.digest() != recipe.digest() and not extended:
         raise StorageError(
-            f"The run {folder.name!r} is finished (test accuracy {accuracy:.2%})",
-            "A run is never overwritten unasked",
-            other,
-        )
-    before = json.loads((folder / "recipe.json").read_text())
-    texts = ("name", "description", "reported_accuracy")
-    changed = differences({k: v for k, v in before.items() if k not in texts}, recipe.numbers())
-    if changed:
-        raise StorageError(
-            f"The unfinished run {folder.name!r} has another recipe ({'; '.join(changed)})",
+            f"The unfinished run {folder.name!r} has another recipe ({why_not(before, recipe)})",
             "A run is continued with the recipe it was started with",
-            other,
+            f"{other}. Or go on from it: --resume {folder} --branch --name ANOTHER",
         )
     digest = json.loads((folder / "run.json").read_text())["data_digest"]
     if digest != data_digest:

@@ -25,6 +25,7 @@ class Workers:
     count: int
     cpus: int
     gpu: bool
+    least: int = 0  # with how many the training may go on when some are lost; 0: with no fewer
 
     def resources(self) -> dict[str, float]:
         """Ray's resources of one worker."""
@@ -74,15 +75,16 @@ def fit_workers(spec: RunSpec, have: dict[str, float]) -> Workers:
         raise ResourceError("The cluster has no GPU", "--device cuda needs one", "Use --device auto or cpu")
     count = spec.workers or (gpus if gpu else 1)
     each = spec.cpus_per_worker or (1 if spec.address else max(1, cpus // count))
-    if (gpu and count > gpus) or count * each > cpus:
+    needed = spec.min_workers or count
+    if (gpu and needed > gpus) or needed * each > cpus:
         fitting = min(cpus // each, gpus if gpu else cpus)
         raise ResourceError(
-            f"The cluster has {cpus} CPUs and {gpus} GPUs; {count} workers need {count * each} CPUs"
-            + (f" and {count} GPUs" if gpu else ""),
+            f"The cluster has {cpus} CPUs and {gpus} GPUs; {needed} workers need {needed * each} CPUs"
+            + (f" and {needed} GPUs" if gpu else ""),
             "All workers run at once",
             f"Use --workers {max(1, fitting)}, or add nodes",
         )
-    return Workers(count, each, gpu)
+    return Workers(count, each, gpu, spec.min_workers)
 
 
 def require_head(address: str) -> None:

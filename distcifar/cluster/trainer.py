@@ -11,7 +11,8 @@ from distcifar.cluster.session import Workers
 from distcifar.cluster.worker import train_worker
 
 UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-COLLECTIVE_SECONDS = 300  # after which a collective that a peer never joins is an error
+COLLECTIVE_SECONDS = 1800  # after which a collective that a peer never joins is an error; the watchdog is earlier
+RESIZE_SECONDS = 10.0  # how often an elastic run looks whether it could grow
 
 
 class LeanTorchTrainer(TorchTrainer):
@@ -44,7 +45,10 @@ def make_trainer(job: Job, workers: Workers, attempt: str) -> TorchTrainer:
         train_loop_config={"job": job, "listen": silence},
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=workers.resources()
+            num_workers=(workers.least, workers.count) if workers.least else workers.count,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            use_gpu=workers.gpu,
+            resources_per_worker=workers.resources(),
         ),
         run_config=RunConfig(
             name=attempt,

@@ -3,7 +3,28 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from distcifar.config.values import conform, require, require_choice, require_range
+from distcifar.config.values import Range, conform, require, require_ranges
+
+DATA_RANGES = {
+    "validation": Range(0),
+    "train_first": Range(0),
+    "size": Range(0, 4096),
+    "split_seed": Range(0, 2**63 - 1),
+}
+AUGMENT_RANGES = {
+    "crop_padding": Range(0, 64),
+    "cutout": Range(0, 512),
+    "random_resized_crop": Range(0, 1024),
+    "center_crop": Range(0, 1024),
+    "resize": Range(0, 1024),
+    "brightness": Range(0, 1),
+    "contrast": Range(0, 1),
+    "saturation": Range(0, 1),
+    "mixup": Range(0, 1),
+    "cutmix": Range(0, 1),
+    "hue": Range(0, 0.5),
+    "rotation": Range(0, 180),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +46,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         conform(self, "data")
-        require_range("data.validation", self.validation, 0)
-        require_range("data.train_first", self.train_first, 0)
-        require_range("data.size", self.size, 0, 4096)
-        require_range("data.split_seed", self.split_seed, 0, 2**63 - 1)
-        require_choice("data.normalize", self.normalize, ("measured", "half", "imagenet", "cifar10", "none"))
+        require_ranges(self, "data", DATA_RANGES)
         require(
             bool(self.dataset),
             "data.dataset is empty",
@@ -73,16 +90,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         conform(self, "augment")
-        require_choice("augment.flip", self.flip, ("none", "random", "alternate"))
-        require_choice("augment.crop_fill", self.crop_fill, ("zeros", "reflect"))
-        for name, high in (("crop_padding", 64), ("cutout", 512), ("random_resized_crop", 1024)):
-            require_range(f"augment.{name}", getattr(self, name), 0, high)
-        for name in ("center_crop", "resize"):
-            require_range(f"augment.{name}", getattr(self, name), 0, 1024)
-        for name in ("brightness", "contrast", "saturation", "mixup", "cutmix"):
-            require_range(f"augment.{name}", getattr(self, name), 0.0, 1.0)
-        require_range("augment.hue", self.hue, 0.0, 0.5)
-        require_range("augment.rotation", self.rotation, 0.0, 180.0)
+        require_ranges(self, "augment", AUGMENT_RANGES)
         require(
             not (self.mixup and self.cutmix),
             f"augment.mixup is {self.mixup} and augment.cutmix is {self.cutmix}",

@@ -3,7 +3,29 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from distcifar.config.values import conform, require, require_choice, require_range
+from distcifar.config.values import Range, conform, require, require_ranges
+
+OPTIM_RANGES = {
+    "lr": Range(0, 100, open_low=True),
+    "muon_lr": Range(0, 100, open_low=True),
+    "momentum": Range(0, 0.9999),
+    "muon_momentum": Range(0, 0.9999),
+    "weight_decay": Range(0, 10),
+    "head_lr_factor": Range(0, 1e4, open_low=True),
+    "bias_lr_factor": Range(0, 1e4, open_low=True),
+    "clip_norm": Range(0),
+    "accumulate": Range(1, 4096),
+    "betas": Range(0, 0.99999),
+}
+SCHEDULE_RANGES = {
+    "warmup_epochs": Range(0),
+    "step_epochs": Range(1),
+    "gamma": Range(0, 1, open_low=True),
+    "patience": Range(0),
+    "peak": Range(0, 1),
+    "start": Range(0, 1),
+    "final": Range(0, 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +43,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """adam, adamw: decay rates of the two moments."""
     weight_decay: float = 0.0
-    """Decay of the weights."""
+    """Decay of the weights. muon's matrices: decoupled, and only where no BatchNorm follows (it takes out scale)."""
     decay_all: bool = True
     """Decay also biases and BatchNorm's weights (as torch does when nothing is said)."""
     head_lr_factor: float = 1.0
@@ -39,18 +61,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         conform(self, "optim")
-        require_choice("optim.name", self.name, ("sgd", "adam", "adamw", "muon"))
-        require_range("optim.lr", self.lr, 0.0, 100.0, open_low=True)
-        require_range("optim.muon_lr", self.muon_lr, 0.0, 100.0, open_low=True)
-        require_range("optim.momentum", self.momentum, 0.0, 0.9999)
-        require_range("optim.muon_momentum", self.muon_momentum, 0.0, 0.9999)
-        require_range("optim.weight_decay", self.weight_decay, 0.0, 10.0)
-        require_range("optim.head_lr_factor", self.head_lr_factor, 0.0, 1e4, open_low=True)
-        require_range("optim.bias_lr_factor", self.bias_lr_factor, 0.0, 1e4, open_low=True)
-        require_range("optim.clip_norm", self.clip_norm, 0.0)
-        require_range("optim.accumulate", self.accumulate, 1, 4096)
-        for beta in self.betas:
-            require_range("optim.betas", beta, 0.0, 0.99999)
+        require_ranges(self, "optim", OPTIM_RANGES)
         require(
             not (self.nesterov and self.momentum == 0),
             "optim.nesterov is set and optim.momentum is 0",
@@ -84,16 +95,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         conform(self, "schedule")
-        names = ("constant", "step", "exponential", "cosine", "linear", "onecycle", "plateau")
-        require_choice("schedule.name", self.name, names)
-        require_choice("schedule.every", self.every, ("step", "epoch"))
-        require_range("schedule.warmup_epochs", self.warmup_epochs, 0.0)
-        require_range("schedule.step_epochs", self.step_epochs, 1)
-        require_range("schedule.gamma", self.gamma, 0.0, 1.0, open_low=True)
-        require_range("schedule.patience", self.patience, 0)
-        require_range("schedule.peak", self.peak, 0.0, 1.0)
-        require_range("schedule.start", self.start, 0.0, 1.0)
-        require_range("schedule.final", self.final, 0.0, 1.0)
+        require_ranges(self, "schedule", SCHEDULE_RANGES)
         require(
             not (self.name == "onecycle" and self.warmup_epochs),
             f"schedule.warmup_epochs is {self.warmup_epochs} with onecycle",

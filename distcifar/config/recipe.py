@@ -12,7 +12,17 @@ from typing import Any, Literal
 from distcifar.config.inputs import AugmentConfig, DataConfig
 from distcifar.config.model import ModelConfig
 from distcifar.config.optim import OptimConfig, ScheduleConfig
-from distcifar.config.values import conform, require, require_choice, require_range, to_dict
+from distcifar.config.values import Range, conform, require, require_range, require_ranges, to_dict
+
+RANGES = {
+    "epochs": Range(1, 100_000),
+    "batch_size": Range(1, 1_000_000),
+    "seed": Range(0, 2**63 - 1),
+    "label_smoothing": Range(0, 0.99),
+    "ema_decay": Range(0, 0.99999),
+    "early_stop": Range(0),
+    "spike_factor": Range(0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,10 @@ class Recipe:
     """The validation metric that names the best epoch."""
     select_on: Literal["validation", "test", "last"] = "validation"
     """Split that names the best epoch. test makes the result optimistic and marks the run; last takes the last."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """NaN, Inf or a jump of the loss: stop, or go back to the last checkpoint with half the rate, three times."""
+    spike_factor: float = 0.0
+    """A step's loss of more than N times the mean of the steps before counts as divergence (0: off)."""
     drop_last: bool = False
     """Leave out the incomplete last batch of an epoch."""
     sync_batchnorm: bool = False
@@ -78,16 +92,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         conform(self)
-        require_range("epochs", self.epochs, 1, 100_000)
+        require_ranges(self, "", RANGES)
         if self.reported_accuracy is not None:
             require_range("reported_accuracy", self.reported_accuracy, 0.0, 1.0)
-        require_range("batch_size", self.batch_size, 1, 1_000_000)
-        require_range("seed", self.seed, 0, 2**63 - 1)
-        require_range("label_smoothing", self.label_smoothing, 0.0, 0.99)
-        require_range("ema_decay", self.ema_decay, 0.0, 0.99999)
-        require_range("early_stop", self.early_stop, 0)
-        require_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        require_choice("select_on", self.select_on, ("validation", "test", "last"))
+        require(
+            self.spike_factor == 0 or self.spike_factor >= 1.5,
+            f"spike_factor is {self.spike_factor:g}",
+            "Losses of single batches differ: a spike is at least 1.5 times their mean",
+            "Set --spike-factor 3, or 0 to switch it off",
+        )
         require(
             self.data.validation > 0 or self.select_on != "validation",
             "data.validation is 0",

@@ -4,7 +4,21 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from distcifar.config.values import conform, require, require_choice, require_range
+from distcifar.config.values import Range, conform, require, require_range, require_ranges
+
+RANGES = {
+    "workers": Range(0, 4096),
+    "cpus_per_worker": Range(0, 1024),
+    "loader_threads": Range(0, 1024),
+    "microbatch": Range(0),
+    "checkpoint_epochs": Range(1),
+    "checkpoint_steps": Range(0),
+    "checkpoint_minutes": Range(0),
+    "keep_last": Range(1),
+    "keep_best": Range(0),
+    "max_failures": Range(0),
+    "hang_seconds": Range(0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +34,9 @@ class RunSpec:
     source: str = ""
     """Where the raw data set lies (npz file, archive or folder), instead of a download."""
     workers: int = 0
-    """Training processes (0: one per GPU of the cluster, or one)."""
+    """Training processes (0: one per GPU of the cluster, or one). MIN..MAX: as many as there are places for."""
+    min_workers: int = 0
+    """Go on with down to N workers when nodes are lost, and grow again up to --workers (0: a fixed number)."""
     cpus_per_worker: int = 0
     """CPU cores of each worker (0: the machine's cores divided among them)."""
     address: str = ""
@@ -35,12 +51,26 @@ class RunSpec:
     """Bitwise repeatable on the same hardware; slower on a GPU."""
     compile: bool = False
     """torch.compile the model: pays from a few minutes of training on."""
+    microbatch: int = 0
+    """At most N images in one forward pass of a worker; more are split and their gradients added (0: no limit)."""
     checkpoint_epochs: int = 1
-    """Save a checkpoint every N epochs."""
+    """Save a checkpoint every N epochs (and at the best one, the last one, and at every stop)."""
     checkpoint_steps: int = 0
     """Also save every N optimizer steps (0: off)."""
-    max_failures: int = 3
-    """How often a run of several workers restarts after a worker's death."""
+    checkpoint_minutes: float = 10.0
+    """Also save when the last checkpoint is N minutes old (0: off)."""
+    keep_last: int = 2
+    """Keep the newest N checkpoints; the best one is always kept."""
+    keep_best: int = 1
+    """Keep the checkpoints of the N best epochs."""
+    resume: str = "auto"
+    """auto: go on with an unfinished run of that name; never: refuse to; PATH: start from another run's checkpoint."""
+    branch: bool = False
+    """With --resume PATH: start a new run from there with a changed recipe."""
+    max_failures: int = 10
+    """How often a run of several workers is restarted; after three failures at one step it stops anyway."""
+    hang_seconds: float = 300.0
+    """A worker without a sign of life for N seconds is named and its run restarted (0: never)."""
     overwrite: bool = False
     """Replace an existing run directory of that name."""
     verbose: bool = False
@@ -56,11 +86,17 @@ class RunSpec:
             "A run name is a folder name: letters, digits, . _ - and at most 100 of them",
             "Choose, for example, --name first",
         )
-        require_range("workers", self.workers, 0, 4096)
-        require_range("cpus_per_worker", self.cpus_per_worker, 0, 1024)
-        require_range("loader_threads", self.loader_threads, 0, 1024)
-        require_range("checkpoint_epochs", self.checkpoint_epochs, 1)
-        require_range("checkpoint_steps", self.checkpoint_steps, 0)
-        require_range("max_failures", self.max_failures, 0)
-        require_choice("device", self.device, ("auto", "cpu", "cuda"))
-        require_choice("loader", self.loader, ("auto", "resident", "streamed"))
+        require_ranges(self, "", RANGES)
+        require_range("min_workers", self.min_workers, 0, self.workers)
+        require(
+            not self.branch or self.resume not in ("auto", "never"),
+            f"branch is set and resume is {self.resume!r}",
+            "A branch starts from a checkpoint of another run",
+            "Give --resume runs/NAME as well",
+        )
+
+
+def spelled_out(word: str) -> list[str]:
+    """A range of workers on a command line, "1..4", as the two flags that it is short for; other words as they are."""
+    found = re.fullmatch(r"(--workers=)?(\d+)\.\.(\d+)", word)
+    return [f"{found[1] or ''}{found[3]}", "--min-workers", found[2]] if found else [word]

@@ -5,8 +5,8 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from distcifar.errors import ConfigError
 
@@ -37,6 +37,22 @@ def require_range(name: str, value: float, low: float, high: float = math.inf, *
         f"{name} must be a finite number {bounds}",
         f"Set --{name.replace('_', '-')} within that range",
     )
+
+
+class Range(NamedTuple):
+    """The finite numbers from `low`, which does not belong to them if it is open, to `high`, which does."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+
+
+def require_ranges(value: Any, path: str, ranges: Mapping[str, Range]) -> None:
+    """`require_range` for fields of the dataclass `value` at `path`, by name; of a tuple each item counts."""
+    for name, (low, high, open_low) in ranges.items():
+        found = getattr(value, name)
+        for number in found if isinstance(found, tuple) else (found,):
+            require_range(f"{path}.{name}" if path else name, number, low, high, open_low=open_low)
 
 
 def require_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from distcifar.data.draws import Floats
 from distcifar.data.pixels import PixelPipeline
 from distcifar.data.plan import Ids, epoch_order, global_batch, share, steps_per_epoch
-from distcifar.data.stores import Store
+from distcifar.data.stores import Fetched, Store
 from distcifar.world import World
 
 
@@ -53,22 +54,23 @@ class TrainLoader:
         # A rank whose share is empty still steps with its peers: it is given one sample that does not count.
         parts = [ids[share(len(ids), self.world.rank, self.world.size)] for ids in whole]
         given = [part if len(part) else ids[:1] for part, ids in zip(parts, whole, strict=True)]
-        wanted = given
-        if self.pixels.mixes:
-            wanted = [np.concatenate([ids, self.pixels.partners(ids, epoch)]) for ids in given]
+        mixtures = [self.pixels.draw_mix(ids, epoch) for ids in given]
+        wanted = [np.concatenate([ids, partners]) for ids, (partners, _) in zip(given, mixtures, strict=True)]
         fetched = self.store.fetch(wanted)
-        for ids, part, all_ids, (images, rows, labels) in zip(given, parts, whole, fetched, strict=True):
-            yield self._batch(ids, epoch, images, rows, labels, counted=len(part), total=len(all_ids))
+        for ids, mixture, part, all_ids, found in zip(given, mixtures, parts, whole, fetched, strict=True):
+            yield self._batch(ids, epoch, mixture, found, counted=len(part), total=len(all_ids))
 
     def _batch(
-        self, ids: Ids, epoch: int, images: Tensor, rows: Tensor, labels: Tensor, *, counted: int, total: int
+        self, ids: Ids, epoch: int, mixture: tuple[Ids, Floats], fetched: Fetched, *, counted: int, total: int
     ) -> Batch:
         n = len(ids)
+        images, rows, labels = fetched
         own = self.pixels.train(images, rows[:n], ids, epoch)
         if not self.pixels.mixes:
             return Batch(ids, own, labels, counted, total)
-        partners = self.pixels.train(images, rows[n:], self.pixels.partners(ids, epoch), epoch)
-        mixed, own_share = self.pixels.mix(own, partners, ids, epoch)
+        partner_ids, drawn_share = mixture
+        partners = self.pixels.train(images, rows[n:], partner_ids, epoch)
+        mixed, own_share = self.pixels.mix(own, partners, drawn_share, ids, epoch)
         return Batch(ids, mixed, labels[:n], counted, total, labels[n:], own_share)
 
 
@@ -85,6 +87,11 @@ class EvalLoader:
     def num_samples(self) -> int:
         """Samples of the split over all ranks."""
         return self.store.num_samples
+
+    @property
+    def common_batches(self) -> int:
+        """The number of batches that every rank has at least."""
+        return -(-(self.num_samples // self.world.size) // self.batch_size)
 
     def batches(self) -> Iterator[Batch]:
         """This rank's part in order; none where there are more ranks than samples."""

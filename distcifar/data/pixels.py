@@ -9,7 +9,7 @@ from torch import Tensor
 from distcifar.config import AugmentConfig
 from distcifar.config.values import require
 from distcifar.data import augment
-from distcifar.data.draws import Moves, draw_boxes, draw_colours, draw_mix, draw_moves
+from distcifar.data.draws import Floats, Moves, draw_boxes, draw_colours, draw_mix, draw_moves
 from distcifar.data.plan import Ids, Slot, uniforms
 from distcifar.errors import ConfigError
 
@@ -107,13 +107,14 @@ class PixelPipeline:
             pixels = augment.resize(pixels, side)
         return self._standardise(pixels)
 
-    def partners(self, ids: Ids, epoch: int) -> Ids:
-        """The ids that samples `ids` are mixed with in epoch `epoch`."""
-        return draw_mix(self.config, self.seed, epoch, ids, self.num_samples)[0]
+    def draw_mix(self, ids: Ids, epoch: int) -> tuple[Ids, Floats]:
+        """The ids that samples `ids` are mixed with in epoch `epoch` and their own shares: both [n], or [0] if none."""
+        if not self.mixes:
+            return ids[:0], np.empty(0)
+        return draw_mix(self.config, self.seed, epoch, ids, self.num_samples)
 
-    def mix(self, images: Tensor, partners: Tensor, ids: Ids, epoch: int) -> tuple[Tensor, Tensor]:
-        """The mixture of two augmented batches, and each image's own share float32 [n]."""
-        _, own_share = draw_mix(self.config, self.seed, epoch, ids, self.num_samples)
+    def mix(self, images: Tensor, partners: Tensor, own_share: Floats, ids: Ids, epoch: int) -> tuple[Tensor, Tensor]:
+        """The mixture of two augmented batches, and each image's own share float32 [n]; cutmix rounds it to pixels."""
         if self.config.mixup:
             mixed = augment.mixup(images, partners, own_share)
         else:

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distcifar.data.manifest import repair_command
 from distcifar.data.plan import Ids
+from distcifar.errors import DataError
 
 Fetched = tuple[Tensor, Tensor, Tensor]  # images uint8 [N, H, W, C], rows int64 [n], labels int64 [n]
 
@@ -61,15 +63,15 @@ class StreamedStore:
             return
         largest = max(len(ids) for ids in batches)
         loader = self._loader(largest)  # imports ffcv for the first time, and puts torch's thread count right
-        from ffcv.loader.epoch_iterator import EpochIterator
-
         if any(len(ids) != largest for ids in batches[:-1]):
             raise ValueError("only the last batch may be smaller: FFCV cuts the order into equal chunks")
         order = np.concatenate(batches).astype(np.uint64)  # int64 would cost another compilation
-        epoch = EpochIterator(loader, order)
+        epoch = _epoch(loader, order)
         try:
             for images, labels in epoch:  # views of a ring of buffers: valid until the next batch
                 yield self._on_device(images, labels)
+            if epoch.error is not None:
+                raise self._unreadable(epoch.error) from epoch.error
         finally:  # without this an early end leaks the thread and its mapping (FFCV issues 345, 393)
             _stop(epoch)
 
@@ -79,6 +81,13 @@ class StreamedStore:
             pixels = pixels.pin_memory().to(self._device, non_blocking=True)
             target = target.to(self._device, non_blocking=True)
         return pixels, torch.arange(len(pixels), device=self._device), target
+
+    def _unreadable(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self._path} could not be streamed: {type(error).__name__}: {error}",
+            "Every image of a beton can be decoded",
+            f"See whether its disk is well, and write it again with `{repair_command(self._path)}`",
+        )
 
     def _loader(self, batch_size: int) -> Any:
         if batch_size not in self._loaders:
@@ -107,6 +116,26 @@ def _ffcv_loader(path: Path, batch_size: int, threads: int) -> Any:
         drop_last=False,
         pipelines={"image": [NDArrayDecoder()], "label": [IntDecoder()]},
     )
+
+
+def _epoch(loader: Any, order: NDArray[np.uint64]) -> Any:
+    """FFCV's epoch iterator over `order`, which ends with an `error` instead of never where its thread fails.
+
+    A thread of FFCV's that raises says so on stderr and puts nothing more into the queue for which we wait.
+    """
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    class Epoch(EpochIterator):
+        error: Exception | None = None
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:  # whatever the decoding raised
+                self.error = error
+                self.output_queue.put(None)  # the sign of the end
+
+    return Epoch(loader, order)
 
 
 class _TorchWithoutThreads:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distcifar.errors import DataError
 from distcifar.files import write_atomically
+from distcifar.tracking.journal import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +42,15 @@ STYLE: Any = {  # of rcParams, which matplotlib types key by key
     "xtick.color": "#56606b",
     "ytick.color": "#56606b",
 }
+
+
+def draw_run(folder: Path, summary: dict[str, Any]) -> None:
+    """curves.png of a finished run, from its metrics and its summary."""
+    classes = summary["per_class_accuracy"]
+    per_class = [math.nan if accuracy is None else accuracy for accuracy in classes.values()]
+    rows = read_rows(folder / "metrics.jsonl")
+    title = f"{summary['recipe']}: test accuracy {summary['test_accuracy']:.2%}"
+    draw_curves(rows, folder / "curves.png", title=title, class_names=list(classes), per_class=per_class)
 
 
 def draw_curves(

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from distcifar.config import Recipe
 
+QUIET_EVENTS = ("start", "finished", "early stop")  # what the screen tells anyway
 PLAIN_SECONDS = 30.0  # without a terminal: a line about a long epoch now and then
 
 
@@ -44,8 +45,11 @@ class Display:
         self.console.print(text, markup=False)
 
     def show(self, row: dict[str, Any]) -> None:
-        """One metrics row, of a step or of an epoch."""
-        if row["kind"] == "step":
+        """One metrics row, of a step or of an epoch, or an event of the run."""
+        if "text" in row:
+            if row["kind"] not in QUIET_EVENTS:
+                self.say(f"{row['kind']}: {row['text']}")
+        elif row["kind"] == "step":
             self._step(row)
         else:
             self._bar.update(self._task, completed=0, text="")

@@ -5,7 +5,7 @@
       run.json       where and how: run specification, versions, hardware, git commit, data digest
       metrics.jsonl  one row per optimizer step ("kind": "step") and per epoch ("kind": "epoch")
       metrics.csv    the same rows
-      events.jsonl   starts, stops, restarts, damaged checkpoints: time and text
+      events.jsonl   starts, restarts, failures, rollbacks, damaged checkpoints: time, kind, text, facts
       summary.json   the result, once there is one
       curves.png     drawn from metrics.jsonl
       checkpoints/   training/checkpoint.py
@@ -15,6 +15,7 @@ Rows belong to the checkpoint: continuing from one cuts the metrics back to its 
 missing or doubled.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -70,17 +71,37 @@ class Journal:
         """All metric rows; a last line that a killed process left half-written is dropped."""
         return read_rows(self._rows)
 
-    def event(self, kind: str, text: str) -> None:
-        """Adds a line to events.jsonl."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        path = self.folder / "events.jsonl"
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        with open(path, "a") as file:
-            file.write("\n" * torn + json.dumps({"time": now, "kind": kind, "text": text}, ensure_ascii=False) + "\n")
+    def event(self, kind: str, text: str, **facts: Any) -> dict[str, Any]:
+        """Adds a line to events.jsonl and returns it."""
+        return append_event(self.folder, kind, text, **facts)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of events.jsonl that can be read."""
+        return read_events(self.folder)
 
     def write(self, name: str, value: Any) -> None:
         """Writes `name`.json atomically."""
         write_json(self.folder / f"{name}.json", value)
+
+
+def append_event(folder: Path, kind: str, text: str, **facts: Any) -> dict[str, Any]:
+    """Adds a line to the events.jsonl of a run directory and returns it. Any rank may: a line is one write."""
+    event = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, "text": text, **facts}
+    path = folder / "events.jsonl"
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    with open(path, "a") as file:
+        file.write("\n" * torn + json.dumps(event, ensure_ascii=False) + "\n")
+    return event
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run directory, without lines that a killed process left half-written."""
+    path = folder / "events.jsonl"
+    events = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return events
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -101,32 +122,43 @@ def _csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 class JournalFollower:
-    """Reads the metric rows of a run directory as another process adds them, each row once."""
+    """Reads metric rows and events of a run directory as another process adds them, each once."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "metrics.jsonl"
-        self._file = (0, 0)  # inode and bytes read of it
+        self._metrics, self._events = _Tail(folder / "metrics.jsonl"), _Tail(folder / "events.jsonl")
         self._last = (-1, False)  # step and kind of the last row told
         self.new_rows()
 
     def new_rows(self) -> list[dict[str, Any]]:
-        """The rows that were added since the last call.
+        """The events and the rows that were added since the last call.
 
-        A restart replaces the file by a shorter one: rows that are then written again are not told again.
+        A restart replaces the metrics by a shorter file: rows that are then written again are not told again.
         """
+        events = [json.loads(line) for line in self._events.new_lines()]
+        rows = [row for row in map(json.loads, self._metrics.new_lines()) if _place(row) > self._last]
+        self._last = max([self._last, *map(_place, rows)])
+        return events + rows
+
+
+class _Tail:
+    """The whole lines that are added to a file; when another takes its name, all of that one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = (0, 0)  # inode, and bytes read of it
+
+    def new_lines(self) -> list[bytes]:
         try:
             with open(self._path, "rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
-                place = self._file[1] if inode == self._file[0] else 0
+                place = self._seen[1] if inode == self._seen[0] else 0
                 file.seek(place)
                 text = file.read()
         except FileNotFoundError:
             return []
         whole = text[: text.rfind(b"\n") + 1]
-        self._file = (inode, place + len(whole))
-        rows = [row for row in map(json.loads, whole.splitlines()) if _place(row) > self._last]
-        self._last = max([self._last, *map(_place, rows)])
-        return rows
+        self._seen = (inode, place + len(whole))
+        return whole.splitlines()
 
 
 def _place(row: Mapping[str, Any]) -> tuple[int, bool]:

@@ -2,15 +2,20 @@
 
 step-00000264/
   state.safetensors  model, optimizer, average and sums as they were at that step
-  state.json         progress, scaler, data digest
+  state.json         progress, scaler, data digest, number of workers
   model.safetensors  the best weights so far, to be used alone
-  model.json         what they are: recipe, class names, input, normalisation
+  model.json         what they are: class names, input, normalisation
+  recipe.json        the recipe that they were trained with
   manifest.json      format version, sha256 and size of each file above
+
+A state is captured between two steps, as a copy on the CPU; the copy is written whenever there is time
+(training/saving.py). Format 1 numbered the optimizer's tensors; it was never released and is not read.
 """
 
 import json
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +23,14 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from distcifar.config import to_dict
 from distcifar.errors import CheckpointError
 from distcifar.files import folder_aside, sha256_of, write_json
 from distcifar.training.state import TrainState, Weights
 
-FORMAT_VERSION = 1
-FILES = ("state.safetensors", "state.json", "model.safetensors", "model.json")
+FORMAT_VERSION = 2
+MODEL_FILES = ("model.safetensors", "model.json", "recipe.json")
+FILES = ("state.safetensors", "state.json", *MODEL_FILES)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Checkpoint:
     scalars: dict[str, Any]
     chosen: Weights
     card: dict[str, Any]  # model.json
+    recipe: dict[str, Any]
 
     def restore(self, state: TrainState) -> None:
         """Makes `state` the state that was saved. The caller has compared recipe and data digest."""
@@ -46,37 +54,71 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(root: Path, state: TrainState, card: dict[str, Any]) -> Path:
-    """Writes `state` as a sealed directory under `root` and returns it; `card` becomes model.json.
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a TrainState between two steps, on the CPU: nothing of it changes any more."""
+
+    step: int
+    tensors: Weights
+    scalars: dict[str, Any]
+    chosen: Weights
+    card: dict[str, Any]
+    recipe: dict[str, Any]
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on the disk, nearly."""
+        return sum(t.numel() * t.element_size() for t in (*self.tensors.values(), *self.chosen.values())) + 100_000
+
+
+def capture(state: TrainState, card: dict[str, Any], *, workers: int = 1) -> Snapshot:
+    """Copies `state`; `card` becomes model.json, `workers` is noted. The loop stands still meanwhile."""
+    # The best weights are a copy already, which is replaced and never changed.
+    chosen = state.best if state.best is not None else _copied(state.chosen_weights())
+    scalars = state.scalars() | {"workers": workers}
+    return Snapshot(state.progress.step, _copied(state.tensors()), scalars, chosen, card, to_dict(state.recipe))
+
+
+def write_checkpoint(root: Path, snapshot: Snapshot) -> Path:
+    """Writes `snapshot` as a sealed directory under `root` and returns it.
 
     A checkpoint of the same step is replaced. OSError (full disk, permissions) leaves nothing behind.
     """
-    target = root / checkpoint_name(state.progress.step)
+    target = root / checkpoint_name(snapshot.step)
     with folder_aside(target) as folder:
-        save_file(_contiguous(state.tensors()), folder / "state.safetensors")
-        save_file(_contiguous(state.chosen_weights()), folder / "model.safetensors")
-        write_json(folder / "state.json", state.scalars())
-        write_json(folder / "model.json", card)
+        save_file(_contiguous(snapshot.tensors), folder / "state.safetensors")
+        write_json(folder / "state.json", snapshot.scalars)
+        _write_model(folder, snapshot.chosen, snapshot.card, snapshot.recipe)
         seal(folder)
     for later in checkpoints(root):  # damaged, and of steps that this run has now left behind
-        if _step_of(later) > state.progress.step:
+        if _step_of(later) > snapshot.step:
             shutil.rmtree(later)
     return target
 
 
-def save_model(target: Path, weights: Weights, card: dict[str, Any]) -> None:
-    """Writes a sealed directory with `weights` as model.safetensors and `card` as model.json."""
+def save_checkpoint(root: Path, state: TrainState, card: dict[str, Any]) -> Path:
+    """`capture` and `write_checkpoint` at once."""
+    return write_checkpoint(root, capture(state, card))
+
+
+def save_model(target: Path, state: TrainState, card: dict[str, Any]) -> None:
+    """Writes a sealed directory with the chosen weights, what they are, and their recipe."""
     with folder_aside(target) as folder:
-        save_file(_contiguous(weights), folder / "model.safetensors")
-        write_json(folder / "model.json", card)
+        _write_model(folder, state.chosen_weights(), card, to_dict(state.recipe))
         seal(folder)
 
 
-def prune_checkpoints(root: Path, *, best_step: int, keep: int = 2) -> None:
-    """Removes all checkpoints but the newest `keep` and the one of the best step."""
-    best = checkpoint_name(best_step)
+def _write_model(folder: Path, weights: Weights, card: dict[str, Any], recipe: dict[str, Any]) -> None:
+    save_file(_contiguous(weights), folder / "model.safetensors")
+    write_json(folder / "model.json", card)
+    write_json(folder / "recipe.json", recipe)
+
+
+def prune_checkpoints(root: Path, *, best_steps: Collection[int], keep: int = 2) -> None:
+    """Removes all checkpoints but the newest `keep` and those of `best_steps`."""
+    names = {checkpoint_name(step) for step in best_steps}
     for folder in checkpoints(root)[keep:]:
-        if folder.name != best:
+        if folder.name not in names:
             shutil.rmtree(folder)
 
 
@@ -128,6 +170,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             json.loads((folder / "state.json").read_text()),
             load_file(folder / "model.safetensors"),
             json.loads((folder / "model.json").read_text()),
+            json.loads((folder / "recipe.json").read_text()),
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
@@ -167,3 +210,7 @@ def newest_good(root: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
 def _contiguous(weights: Weights) -> Weights:
     """safetensors writes plain row-major tensors; channels_last ones are copied."""
     return {name: value.detach().contiguous() for name, value in weights.items()}
+
+
+def _copied(weights: Weights) -> Weights:
+    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}

@@ -13,6 +13,7 @@ from distcifar.data.plan import step_seed
 from distcifar.errors import ConfigError, DivergenceError
 from distcifar.models import frozen_norms
 from distcifar.training import metrics
+from distcifar.training.divergence import LR_CUT
 from distcifar.training.evaluate import evaluate
 from distcifar.training.lean import building_ddp
 from distcifar.training.optim import set_learning_rate
@@ -37,11 +38,17 @@ def fit(
     state.tally.sums = world.only_primary(state.tally.sums)  # what was saved are the sums of all ranks
     net = wrap(state.model, world, compiled=options.compile)
     while not state.progress.outcome:
+        if world.any(options.should_stop()):
+            yield StepReport([], save=True, stopping=True)
+            return
         for report in _train_epoch(net, recipe, state, loaders, world, options):
             yield report
             if report.stopping:
                 return
-        yield _close_epoch(recipe, state, loaders, world)
+        closed = _close_epoch(recipe, state, loaders, world, options)
+        yield closed
+        if isinstance(closed, StepReport):
+            return
 
 
 def _require_steps(recipe: Recipe, loaders: Loaders) -> None:
@@ -78,12 +85,16 @@ def learning_rate(recipe: Recipe, state: TrainState, steps_per_epoch: int) -> fl
     """The rate of the next step, for the groups without a factor of their own."""
     progress = state.progress
     stage, epoch = stage_at(recipe, progress.epoch)
-    return stage.lr * multiplier(
-        stage.schedule,
-        step=epoch * steps_per_epoch + progress.epoch_step,
-        steps_per_epoch=steps_per_epoch,
-        epochs=stage.epochs,
-        plateau=progress.plateau,
+    return (
+        LR_CUT**progress.rollbacks
+        * stage.lr
+        * multiplier(
+            stage.schedule,
+            step=epoch * steps_per_epoch + progress.epoch_step,
+            steps_per_epoch=steps_per_epoch,
+            epochs=stage.epochs,
+            plateau=progress.plateau,
+        )
     )
 
 
@@ -99,21 +110,25 @@ def _train_epoch(
     training = not (recipe.eval_mode_after_first_epoch and progress.epoch > 0)
     _set_mode(net, recipe, state, training=training)
     steps = StepLog(loader.steps_per_epoch)
+    options.on_stage("data", progress.step)
     for batch in steps.timed(loader.batches(progress.epoch, progress.epoch_step)):
+        options.on_stage("step", progress.step)
         if state.model.training != training:
             raise RuntimeError("the model's train/eval mode was changed inside the epoch")
         torch.manual_seed(step_seed(recipe.seed, progress.step, world.rank))
         progress.lr = learning_rate(recipe, state, loader.steps_per_epoch)
         set_learning_rate(state.optimizers, progress.lr / recipe.optim.lr)
-        result = train_step(net, state, recipe, batch, world)
+        result = train_step(net, state, recipe, batch, world, microbatch=options.microbatch)
         progress.step += 1
         progress.epoch_step += 1
         steps.add(state, batch, result)
         save = bool(options.checkpoint_steps) and progress.step % options.checkpoint_steps == 0
         last = progress.epoch_step == loader.steps_per_epoch
         if save or last or len(steps.done) >= options.report_steps:
+            options.on_stage("report", progress.step)
             yield steps.report(recipe, state, world, options, save=save)
             steps.since = time.monotonic()  # what the caller did meanwhile is not training
+        options.on_stage("data", progress.step)
 
 
 def _set_mode(net: nn.Module, recipe: Recipe, state: TrainState, *, training: bool) -> None:
@@ -123,8 +138,13 @@ def _set_mode(net: nn.Module, recipe: Recipe, state: TrainState, *, training: bo
         norm.eval()
 
 
-def _close_epoch(recipe: Recipe, state: TrainState, loaders: Loaders, world: World) -> EpochReport:
-    """Measures the epoch, moves plateau, best and early stopping, and decides whether it was the last."""
+def _close_epoch(
+    recipe: Recipe, state: TrainState, loaders: Loaders, world: World, options: FitOptions
+) -> EpochReport | StepReport:
+    """Measures the epoch, moves plateau, best and early stopping, and decides whether it was the last.
+
+    A wish to stop in the middle of the evaluation leaves all of that to the next start.
+    """
     start = time.monotonic()
     progress = state.progress
     for module in (state.model, state.evaluated):  # the same order on every rank
@@ -141,7 +161,11 @@ def _close_epoch(recipe: Recipe, state: TrainState, loaders: Loaders, world: Wor
             num_classes=loaders.num_classes,
             precision=progress.precision,
             flip=recipe.tta == "flip",
+            interrupted=options.interrupted,
         )
+        if result is None:
+            progress.seconds += time.monotonic() - start
+            return StepReport([], save=True, stopping=True)
     progress.epoch += 1
     progress.epoch_step = 0
     improved = choose(recipe, state, result)

@@ -1,6 +1,6 @@
 """Measuring a network on a split: each sample once, in evaluation mode, which is undone afterwards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,8 @@ from distcifar.data.loader import EvalLoader
 from distcifar.training.metrics import Evaluation
 from distcifar.training.step import autocast
 from distcifar.world import World
+
+Interrupted = Callable[[int, World], bool]  # given the number of a batch; a collective
 
 
 @contextmanager
@@ -27,16 +29,26 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, loader: EvalLoader, world: World, *, num_classes: int, precision: str, flip: bool
-) -> Evaluation:
+    net: nn.Module,
+    loader: EvalLoader,
+    world: World,
+    *,
+    num_classes: int,
+    precision: str,
+    flip: bool,
+    interrupted: Interrupted | None = None,
+) -> Evaluation | None:
     """Loss, accuracy and confusion of `net` over the split, summed over ranks. A collective.
 
-    With `flip` the logits of each image and its mirror image are averaged.
+    With `flip` the logits of each image and its mirror image are averaged. `interrupted` is asked before each batch
+    that all ranks have; where one rank says yes, there is no result.
     """
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.float64, device=world.device)
     loss = torch.zeros(1, dtype=torch.float64, device=world.device)
     with evaluating(net):
-        for batch in loader.batches():
+        for number, batch in enumerate(loader.batches()):
+            if interrupted is not None and number < loader.common_batches and interrupted(number, world):
+                return None
             with autocast(world.device, precision):
                 logits = _logits(net, batch.images, flip=flip).float()
             loss += F.cross_entropy(logits, batch.labels, reduction="sum")

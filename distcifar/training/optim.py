@@ -1,6 +1,7 @@
 """Optimizers from an OptimConfig: parameter groups with their own rates, Muon for matrices and filters."""
 
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ def build_optimizers(model: Net, config: OptimConfig) -> list[Optimizer]:
             "Use --optim.name sgd",
         )
     rest = [(name, p) for name, p in named if p.ndim < 2 or id(p) in head]
-    muon = Muon(matrices, lr=config.muon_lr, momentum=config.muon_momentum)
+    groups = _muon_groups(model, matrices)
+    muon = Muon(groups, lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=config.weight_decay)
     return [muon, _plain(_groups(model, rest, config), config)]
 
 
@@ -59,6 +61,29 @@ def _groups(model: Net, named: list[tuple[str, nn.Parameter]], config: OptimConf
     ]
 
 
+def _muon_groups(model: Net, matrices: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Neighbours that are treated alike, a group each: state goes by position, so the order of `matrices` stays."""
+    scale_free = scale_free_weights(model)
+    runs = groupby(matrices, key=lambda p: id(p) in scale_free)
+    return [{"params": list(params), "keep_norm": keeps} for keeps, params in runs]
+
+
+def scale_free_weights(model: nn.Module) -> set[int]:
+    """Ids of the weights that may be scaled without a change of the output: a BatchNorm divides by their scale.
+
+    It has to be the next module that is registered, or the next after pooling; an activation between them need
+    not hand the scale on, and a weight that only reaches its norm over a sum (resnet-d2l's shortcuts) does not.
+    """
+    found: set[int] = set()
+    before: nn.Module | None = None
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and isinstance(before, nn.Conv2d | nn.Linear):
+            found.add(id(before.weight))
+        if not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            before = module
+    return found
+
+
 def _plain(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
     if config.name in ("adam", "adamw"):
         make = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
@@ -70,21 +95,23 @@ class Muon(Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024, "Muon"): every singular value of the step is about 1.
 
     torch.optim.Muon takes matrices only; here a filter [out, in, k, k] is the matrix [out, in*k*k]. For
-    matrices the two agree (tests/unit/training/test_optim.py). Each weight is kept at norm sqrt(out), which
-    BatchNorm makes harmless and which fixes the relative size of a step (airbench94_muon).
+    matrices the two agree (tests/unit/training/test_optim.py). With `keep_norm` a weight is kept at norm
+    sqrt(out), which fixes the relative size of a step (airbench94_muon) and leaves nothing to decay: meant for
+    weights before a BatchNorm, where scale means nothing. The others decay as in AdamW, by lr * weight_decay.
     """
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float,
         momentum: float,
         steps: int = 3,
         keep_norm: bool = True,
+        weight_decay: float = 0.0,
     ) -> None:
-        defaults = {"lr": lr, "base_lr": lr, "momentum": momentum, "steps": steps, "keep_norm": keep_norm}
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "base_lr": lr, "momentum": momentum, "steps": steps}
+        super().__init__(params, defaults | {"keep_norm": keep_norm, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -100,6 +127,8 @@ class Muon(Optimizer):
                 ahead = p.grad.add(buffer, alpha=group["momentum"])
                 if group["keep_norm"]:
                     p.mul_(len(p) ** 0.5 / p.norm())
+                else:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
                 update = orthogonalise(ahead.flatten(1), steps=group["steps"])
                 p.add_(update.view_as(ahead.contiguous()), alpha=-group["lr"])
 

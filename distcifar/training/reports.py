@@ -1,6 +1,5 @@
 """What fit() yields: steps and epochs as rows of plain numbers, reduced over ranks."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ import torch
 
 from distcifar.config import Recipe
 from distcifar.data.loader import Batch
-from distcifar.errors import DivergenceError
 from distcifar.training import metrics
+from distcifar.training.divergence import Done, require_sound
 from distcifar.training.metrics import Evaluation
 from distcifar.training.state import TrainState
 from distcifar.training.step import StepResult
@@ -27,7 +26,14 @@ class FitOptions:
     report_steps: int = 1  # steps between reports: each makes the host wait for the device
     checkpoint_steps: int = 0  # ask for a checkpoint every N steps (0: only after epochs)
     should_stop: Callable[[], bool] = lambda: False  # asked on every rank; one True stops all at one step
+    on_stage: Callable[[str, int], None] = lambda stage, step: None  # told where this rank is: signs of life
+    microbatch: int = 0  # images in one forward pass of a rank: more are split and their gradients added (0: all)
     compile: bool = False
+
+    def interrupted(self, batch: int, world: World) -> bool:
+        """Whether a rank wishes to stop before batch `batch` of an evaluation. A collective, now and then."""
+        self.on_stage("evaluate", batch)
+        return batch % self.report_steps == 0 and world.any(self.should_stop())
 
 
 @dataclass(frozen=True)
@@ -55,23 +61,12 @@ class EpochReport:
 Report = StepReport | EpochReport
 
 
-@dataclass(frozen=True)
-class Done:
-    """A step that was done: its number from 1, epochs done after it, learning rate, images, device values."""
-
-    step: int
-    epoch: float
-    lr: float
-    images: int
-    result: StepResult
-
-
 @dataclass
 class StepLog:
     """Steps that were done and not yet reported; their tensors stay on the device until then."""
 
     steps_per_epoch: int
-    done: list["Done"] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
     waited: float = 0.0
     since: float = field(default_factory=time.monotonic)  # stands still while a laptop sleeps
 
@@ -100,7 +95,7 @@ class StepLog:
         sums = world.sum(torch.cat([losses.double(), stop.double(), state.tally.sums]))
         *global_losses, stops = sums[:-3].tolist()
         state.tally.sums = world.only_primary(sums[-3:])
-        _require_finite(recipe, state, self.done, global_losses, norms.tolist())
+        require_sound(recipe, state, self.done, global_losses, norms.tolist())
         elapsed = time.monotonic() - self.since
         state.progress.seconds += elapsed
         speed = sum(done.images for done in self.done) / max(elapsed, 1e-9)
@@ -120,29 +115,6 @@ class StepLog:
         ]
         self.done, self.waited, self.since = [], 0.0, time.monotonic()
         return StepReport(rows, save=save or stops > 0, stopping=stops > 0)
-
-
-def _require_finite(
-    recipe: Recipe,
-    state: TrainState,
-    steps: list[Done],
-    losses: list[float],
-    norms: list[float],
-) -> None:
-    """Raises DivergenceError at the first step whose loss or gradient is NaN or Inf.
-
-    Both are equal on all ranks here, so all raise. With fp16 an infinite gradient is the scaler's business.
-    """
-    for done, loss, norm in zip(steps, losses, norms, strict=True):
-        if math.isfinite(loss) and (math.isfinite(norm) or state.scaler.is_enabled()):
-            continue
-        raise DivergenceError(
-            f"At step {done.step} (epoch {state.progress.epoch + 1}) the loss is {loss:g} and the gradient's norm "
-            f"{norm:g}; the learning rate was {done.lr:g}",
-            "Training needs finite numbers; all workers stopped at this step",
-            f"Try --optim.lr {recipe.optim.lr / 10:g}, --optim.clip-norm 1, a warm-up "
-            "(--schedule.warmup-epochs 1) or --precision fp32",
-        )
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -1,6 +1,8 @@
 """After an epoch: which one is the best so far, whether the rate falls, and whether to go on."""
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from distcifar.config import Recipe, Stage
 from distcifar.training.metrics import Evaluation
@@ -14,6 +16,14 @@ def stage_at(recipe: Recipe, epoch: int) -> tuple[Stage, int]:
             return stage, epoch
         epoch -= stage.epochs
     raise ValueError("the epoch is past the recipe's last one")
+
+
+def best_steps(recipe: Recipe, epochs: Iterable[Mapping[str, Any]], count: int) -> list[int]:
+    """The steps of the `count` best of these epoch rows, the best first."""
+    name, sign = f"{recipe.select_on}/{recipe.select_metric}", 1 if recipe.select_metric == "accuracy" else -1
+    measured = [row for row in epochs if math.isfinite(row.get(name, math.nan))]
+    ranked = sorted(measured, key=lambda row: sign * row[name], reverse=True)  # stable: of equal ones the first
+    return [row["step"] for row in ranked[:count]]
 
 
 def choose(recipe: Recipe, state: TrainState, result: Evaluation | None) -> bool:

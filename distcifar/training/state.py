@@ -38,6 +38,9 @@ class Progress:
     seconds: float = 0.0  # spent training and evaluating, sleep of the machine not counted
     precision: str = "fp32"  # what the recipe's "auto" became on the hardware of the first start
     outcome: str = ""  # "", "finished" or "early stop": no further epoch is due
+    rollbacks: int = 0  # times that the run went back after a divergence; each halves the learning rate
+    recent_loss: float | None = None  # running mean of the step losses, for spikes
+    skipped: int = 0  # steps in a row that fp16's loss scaler has left out
 
 
 class TrainState:
@@ -86,13 +89,14 @@ class TrainState:
         self.progress.plateau = Plateau()
 
     def tensors(self) -> Weights:
-        """All tensors by name: model.*, ema.*, optim.I.J.NAME and tally. `chosen_weights` are apart."""
+        """All tensors by name: model.*, ema.*, optim.PARAMETER.SLOT and tally. `chosen_weights` are apart."""
         found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.ema is not None:
             found |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        for i, optimizer in enumerate(self.optimizers):
-            for j, slots in optimizer.state_dict()["state"].items():
-                found |= {f"optim.{i}.{j}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        for optimizer in self.optimizers:
+            for p, slots in optimizer.state.items():
+                found |= {f"optim.{names[p]}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
         found["tally"] = self.tally.sums
         return found
 
@@ -111,21 +115,26 @@ class TrainState:
         if sorted(tensors) != scalars["tensors"]:
             raise KeyError(f"tensors {sorted(set(tensors) ^ set(scalars['tensors']))}")
         self.model.load_state_dict(_under(tensors, "model."))
-        if self.ema is not None:
-            self.ema.load_state_dict(_under(tensors, "ema."))
-        for i, optimizer in enumerate(self.optimizers):
-            slots: dict[int, Weights] = {}
-            for name, value in _under(tensors, f"optim.{i}.").items():
-                j, key = name.split(".", 1)
-                slots.setdefault(int(j), {})[key] = value
+        averaged = _under(tensors, "ema.")
+        if self.ema is not None and averaged:  # without: a branch that has just switched it on
+            self.ema.load_state_dict(averaged)
+        slots: dict[str, Weights] = {}
+        for name, value in _under(tensors, "optim.").items():
+            parameter, _, slot = name.rpartition(".")
+            slots.setdefault(parameter, {})[slot] = value
+        names = {p: name for name, p in self.model.named_parameters()}
+        for optimizer in self.optimizers:
+            ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]  # as torch numbers them
+            numbered = {j: slots[name] for j, name in enumerate(ordered) if name in slots}
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": slots, "param_groups": groups})
+            optimizer.load_state_dict({"state": numbered, "param_groups": groups})
         self.tally.sums.copy_(tensors["tally"])
         progress = dict(scalars["progress"])
         progress["plateau"] = Plateau(**progress["plateau"])
         self.progress = Progress(**progress)
         self.set_precision(self.progress.precision)
-        self.scaler.load_state_dict(scalars["scaler"])
+        if scalars["scaler"]:  # empty unless fp16 was on
+            self.scaler.load_state_dict(scalars["scaler"])
         self.best = {k: v.to(self.tally.sums.device) for k, v in chosen.items()} if scalars["has_best"] else None
 
 

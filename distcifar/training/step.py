@@ -43,8 +43,12 @@ def sample_losses(logits: Tensor, batch: Batch, part: slice, smoothing: float) -
     return own * loss(batch.labels) + (1 - own) * loss(batch.partner_labels)
 
 
-def train_step(net: nn.Module, state: TrainState, recipe: Recipe, batch: Batch, world: World) -> StepResult:
+def train_step(
+    net: nn.Module, state: TrainState, recipe: Recipe, batch: Batch, world: World, *, microbatch: int = 0
+) -> StepResult:
     """Updates `state` by one step on this rank's share `batch`; `net` is its model as wrapped for the world.
+
+    The share is computed in optim.accumulate parts, or in more where one would exceed `microbatch` images.
 
     The loss is the sum over the share divided by the global batch's size and multiplied by the world's, so
     that DDP's mean over ranks is the gradient of the global mean, however unevenly the batch is split.
@@ -53,7 +57,8 @@ def train_step(net: nn.Module, state: TrainState, recipe: Recipe, batch: Batch, 
         optimizer.zero_grad(set_to_none=True)
     n = len(batch.labels)
     # BatchNorm on maps of one pixel needs two images: no part is smaller, and a lone image is shown twice.
-    count = max(1, min(recipe.optim.accumulate, n // 2))
+    wanted = max(recipe.optim.accumulate, -(-n // microbatch) if microbatch else 1)
+    count = max(1, min(wanted, n // 2))
     parts = [share(n, i, count) for i in range(count)]
     total = torch.zeros((), device=world.device)
     for part in parts:

@@ -7,15 +7,17 @@ import torch
 
 from distcifar.data.build import OpenData
 from distcifar.models import count_parameters
-from distcifar.training.evaluate import evaluate
+from distcifar.training.evaluate import Interrupted, evaluate
 from distcifar.training.state import TrainState
 from distcifar.world import World
 
 
-def summarise(state: TrainState, data: OpenData, world: World) -> dict[str, Any]:
+def summarise(
+    state: TrainState, data: OpenData, world: World, *, interrupted: Interrupted | None = None
+) -> dict[str, Any] | None:
     """The content of summary.json, whose keys docs/runs.md explains. A collective; ends the state's training.
 
-    The model is left with the best weights.
+    The model is left with the best weights. None where a rank has asked to stop (evaluate.py).
     """
     recipe, progress = state.recipe, state.progress
     start = time.monotonic()
@@ -27,7 +29,10 @@ def summarise(state: TrainState, data: OpenData, world: World) -> dict[str, Any]
         num_classes=data.manifest.num_classes,
         precision=progress.precision,
         flip=recipe.tta == "flip",
+        interrupted=interrupted,
     )
+    if test is None:
+        return None
     names = data.manifest.class_names
     return {
         "recipe": recipe.name,

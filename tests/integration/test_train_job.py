@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from distcifar.cluster.stopping import StopRequest
 from distcifar.tracking.journal import read_rows
-from distcifar.training.checkpoint import FILES, checkpoints, verify
+from distcifar.training.checkpoint import FILES, MODEL_FILES, checkpoints, verify
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -82,7 +82,7 @@ def test_a_run_leaves_what_docs_runs_md_says(whole: tuple[Path, str, str]):
     assert facts["data_digest"] == summary["data_digest"]
     for checkpoint in checkpoints(folder / "checkpoints"):
         verify(checkpoint, FILES)
-    verify(folder / "model", ("model.safetensors", "model.json"))
+    verify(folder / "model", MODEL_FILES)
 
 
 def test_output_without_a_terminal_is_plain_lines(whole: tuple[Path, str, str]):

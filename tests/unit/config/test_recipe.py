@@ -113,7 +113,8 @@ recipes = st.builds(
 OTHER_VALUES = {
     "epochs": 11, "batch_size": 64, "seed": 1, "precision": "bf16", "label_smoothing": 0.1, "ema_decay": 0.9,
     "tta": "flip", "early_stop": 3, "select_metric": "loss", "select_on": "test", "drop_last": True,
-    "sync_batchnorm": True, "eval_mode_after_first_epoch": True, "then": (Stage(epochs=1, lr=0.1),),
+    "on_divergence": "rollback", "spike_factor": 3.0, "sync_batchnorm": True,
+    "eval_mode_after_first_epoch": True, "then": (Stage(epochs=1, lr=0.1),),
     "model.name": "cnn", "model.layout": ("32", "M"), "model.kernel": 5, "model.padding": 2, "model.batchnorm": False,
     "model.widths": (8,), "model.blocks": 3, "model.stem_pool": True, "model.hidden": (10,), "model.dropout": 0.5,
     "model.init": "dirac", "model.pretrained": True, "model.weights": "net.pth", "model.freeze": True,
@@ -265,6 +266,8 @@ def test_learning_rates_are_positive_and_finite(rate):
         ("label_smoothing", [-0.1, 1.0, math.nan]),
         ("ema_decay", [-0.1, 1.0, math.inf]),
         ("early_stop", [-1]),
+        ("on_divergence", ["continue"]),
+        ("spike_factor", [-1.0, 1.0, math.nan, math.inf]),
         ("reported_accuracy", [-0.1, 93.5, math.nan]),
         ("precision", ["fp8", ""]),
         ("tta", ["mirror", ""]),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -20,7 +21,7 @@ from distcifar.config import (
     replace_at,
     to_dict,
 )
-from distcifar.config.values import require, require_choice, require_range
+from distcifar.config.values import Range, require, require_choice, require_range, require_ranges
 from distcifar.errors import ConfigError
 
 RECIPE = Recipe(name="example", then=(Stage(epochs=2, lr=0.01),))
@@ -62,6 +63,26 @@ def test_the_ends_of_a_range_belong_to_it_unless_it_is_open():
 def test_an_integer_too_large_for_a_float_is_out_of_range_like_any_other():
     with pytest.raises(ConfigError, match="seed"):
         require_range("seed", 10**400, 0, 2**63 - 1)
+
+
+@dataclass
+class Sizes:
+    low: float = 1.0
+    sizes: tuple[int, ...] = (1, 2)
+
+
+SIZES = {"low": Range(0, open_low=True), "sizes": Range(1, 9)}
+
+
+def test_the_ranges_of_a_table_hold_for_each_field_and_each_item_of_a_tuple():
+    require_ranges(Sizes(), "some", SIZES)
+    require_ranges(Sizes(sizes=()), "some", SIZES)
+    for value, told in (
+        (Sizes(low=0.0), "some.low is 0.0. some.low must be a finite number > 0."),
+        (Sizes(sizes=(1, 10)), "some.sizes is 10. some.sizes must be a finite number >= 1 and <= 9."),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            require_ranges(value, "some", SIZES)
 
 
 def test_a_misspelt_choice_is_answered_with_the_nearest():

@@ -4,7 +4,6 @@ import itertools
 import threading
 from dataclasses import replace
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -12,53 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distcifar.config import AugmentConfig
-from distcifar.data.beton import write_beton
+from distcifar.data import pixels
 from distcifar.data.draws import draw_mix
 from distcifar.data.loader import EvalLoader, TrainLoader
 from distcifar.data.pixels import PixelPipeline
 from distcifar.data.plan import epoch_order
-from distcifar.data.stores import ResidentStore, StreamedStore
+from distcifar.data.stores import ResidentStore
 from distcifar.world import World
+from tests.unit.data.conftest import CPU, IMAGES, KINDS, LABELS, SIZE, N
 
-CPU = torch.device("cpu")
-ONE_THREAD, TWO_THREADS = "streamed by 1 thread", "streamed by 2 threads"
-KINDS = [
-    "resident",
-    ONE_THREAD,
-    pytest.param(TWO_THREADS, marks=pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core")),
-]
-SIZE, SEED = 8, 5
-N = 33  # leaves one sample for the last batch of 8 or 4: most ranks have no share of it
-IMAGES = np.random.default_rng(0).integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
-IMAGES[:, 0, 0, 0] = np.arange(N)  # each image shows its id in its first pixel, and its label follows from the id
-LABELS = np.arange(N, dtype=np.int64) * 7 % 10
-
+SEED = 5
 MOVES = AugmentConfig(crop_padding=2, crop_fill="reflect", flip="random", cutout=3)
 MIXUP = replace(MOVES, crop_fill="zeros", flip="alternate", mixup=0.4)
 CUTMIX = replace(MOVES, cutmix=1.0)
 COMPUTED = AugmentConfig(flip="random", brightness=0.3, hue=0.1, rotation=10, random_resized_crop=6)
-
-
-@pytest.fixture(scope="module")
-def beton(tmp_path_factory):
-    path = tmp_path_factory.mktemp("loader") / "train.beton"
-    write_beton(path, IMAGES, LABELS)
-    return path
-
-
-@pytest.fixture(scope="module")
-def stores(beton):
-    """By kind and loader threads; shared, since FFCV compiles for each batch size that a store meets."""
-    return {
-        "resident": ResidentStore(IMAGES, LABELS, CPU),
-        ONE_THREAD: StreamedStore(beton, N, CPU, threads=1),
-        TWO_THREADS: StreamedStore(beton, N, CPU, threads=2),
-    }
-
-
-@pytest.fixture
-def resident(stores):
-    return stores["resident"]
 
 
 def pipeline(config, num_samples=N):
@@ -113,8 +79,10 @@ def assert_same(ours, theirs, tolerance=0.0):
 @pytest.mark.parametrize(("config", "batch_size"), [(MOVES, 8), (MIXUP, 4)], ids=["moves", "mixup"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_order_and_pixels_are_the_same_for_any_ranks_store_and_threads(stores, config, batch_size, kind, size):
-    reference = ranks(stores["resident"], config, batch_size, 1)
+def test_order_and_pixels_are_the_same_for_any_ranks_store_and_threads(
+    stores, resident, config, batch_size, kind, size
+):
+    reference = ranks(resident, config, batch_size, 1)
     for epoch in (0, 3):
         expected = global_batches(reference, epoch)
         assert_same(global_batches(ranks(stores[kind], config, batch_size, size), epoch), expected)
@@ -136,10 +104,10 @@ def test_computed_pixels_agree_within_1e_5_for_any_ranks(resident, size):
     assert_same(global_batches(ranks(resident, COMPUTED, 8, size), 3), alone, tolerance=1e-5)
 
 
-def test_seven_ranks_can_stream_a_last_batch_that_splits_otherwise(stores):
+def test_seven_ranks_can_stream_a_last_batch_that_splits_otherwise(streamed, resident):
     """Batches of 12 and a last one of 9 samples: no rank may be given more of the 9 than of a 12."""
-    together = global_batches(ranks(stores[ONE_THREAD], MOVES, 12, 7), 0)
-    assert_same(together, global_batches(ranks(stores["resident"], MOVES, 12, 1), 0))
+    together = global_batches(ranks(streamed, MOVES, 12, 7), 0)
+    assert_same(together, global_batches(ranks(resident, MOVES, 12, 1), 0))
 
 
 # ---- what a batch is
@@ -219,6 +187,15 @@ def test_all_ranks_agree_on_the_number_of_steps(resident):
             assert len(list(loader.batches(0))) == steps
 
 
+@pytest.mark.parametrize("config", [MIXUP, CUTMIX], ids=["mixup", "cutmix"])
+def test_what_is_mixed_is_drawn_once_for_each_sample(resident, config, monkeypatch):
+    drawn = []
+    draw = pixels.draw_mix
+    monkeypatch.setattr(pixels, "draw_mix", lambda *given: (drawn.extend(given[3]), draw(*given))[1])
+    batches = list(ranks(resident, config, 8, 1)[0].batches(1))
+    assert drawn == [sample for batch in batches for sample in batch.ids]
+
+
 # ---- resume
 
 
@@ -232,11 +209,11 @@ def test_resuming_at_any_epoch_and_step_gives_the_tail_of_the_uninterrupted_epoc
             assert_same(global_batches(loaders, epoch, first_step=step), whole[step:])
 
 
-def test_a_streamed_epoch_resumes_at_any_step(stores):
-    whole = global_batches(ranks(stores["resident"], MOVES, 8, 1), 2)
-    streamed = ranks(stores[ONE_THREAD], MOVES, 8, 1)
+def test_a_streamed_epoch_resumes_at_any_step(streamed, resident):
+    whole = global_batches(ranks(resident, MOVES, 8, 1), 2)
+    loaders = ranks(streamed, MOVES, 8, 1)
     for step in range(6):
-        assert_same(global_batches(streamed, 2, first_step=step), whole[step:])
+        assert_same(global_batches(loaders, 2, first_step=step), whole[step:])
 
 
 def test_a_run_may_go_on_with_another_number_of_ranks(resident):
@@ -245,8 +222,8 @@ def test_a_run_may_go_on_with_another_number_of_ranks(resident):
     assert_same(global_batches(ranks(resident, MOVES, 8, 4), 1, first_step=3), whole[3:])
 
 
-def test_ending_a_streamed_epoch_early_30_times_leaves_no_thread(stores):
-    loader = ranks(stores[ONE_THREAD], MOVES, 8, 1)[0]
+def test_ending_a_streamed_epoch_early_30_times_leaves_no_thread(streamed):
+    loader = ranks(streamed, MOVES, 8, 1)[0]
     next(loader.batches(0))
     threads = threading.active_count()
     for epoch in range(30):
@@ -255,11 +232,11 @@ def test_ending_a_streamed_epoch_early_30_times_leaves_no_thread(stores):
     assert threading.active_count() == threads
 
 
-def test_a_batch_keeps_its_pixels_while_later_ones_are_read(stores):
+def test_a_batch_keeps_its_pixels_while_later_ones_are_read(streamed):
     """FFCV reuses its buffers; what the loader hands out must not lie in them."""
-    loader = TrainLoader(stores[ONE_THREAD], unchanged(), 4, SEED, World())
+    loader = TrainLoader(streamed, unchanged(), 4, SEED, World())
     kept = list(loader.batches(0))
-    kept += EvalLoader(stores[ONE_THREAD], unchanged(), 4, World()).batches()
+    kept += EvalLoader(streamed, unchanged(), 4, World()).batches()
     for batch in kept:
         assert shown_ids(batch) == batch.ids.tolist()
         assert batch.labels.tolist() == LABELS[batch.ids].tolist()
@@ -308,8 +285,8 @@ def test_evaluation_counts_each_sample_once_also_with_more_ranks_than_samples(nu
 
 
 @pytest.mark.parametrize("size", [1, 3, 40])
-def test_streamed_evaluation_counts_each_sample_once(stores, size):
-    by_rank = evaluated(stores[ONE_THREAD], 4, size)
+def test_streamed_evaluation_counts_each_sample_once(streamed, size):
+    by_rank = evaluated(streamed, 4, size)
     assert_each_sample_once([batch for batches in by_rank for batch in batches], N)
 
 

@@ -213,8 +213,9 @@ def test_mixup_blends_with_the_partner_and_says_how_much():
     config = replace(MOVES, mixup=0.4)
     pixels = pipeline(config)
     partners, share = draw_mix(config, 0, 1, IDS, 1000)
-    np.testing.assert_array_equal(pixels.partners(IDS, 1), partners)
-    mixed, own_share = pixels.mix(images() / 255, images().flip(0) / 255, IDS, 1)
+    for ours, theirs in zip(pixels.draw_mix(IDS, 1), (partners, share), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    mixed, own_share = pixels.mix(images() / 255, images().flip(0) / 255, share, IDS, 1)
     weight = torch.from_numpy(share)[:, None, None, None]
     expected = (images() * weight + images().flip(0) * (1 - weight)) / 255
     torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=1e-6)
@@ -227,7 +228,7 @@ def test_cutmix_says_how_many_pixels_are_the_images_own():
     _, share = draw_mix(config, 0, 0, IDS, 1000)
     centres = [uniforms(0, 0, IDS, slot) for slot in (Slot.CUTMIX_Y, Slot.CUTMIX_X)]
     own, other = torch.zeros(N, 3, 16, 16), torch.ones(N, 3, 16, 16)
-    mixed, own_share = pipeline(config).mix(own, other, IDS, 0)
+    mixed, own_share = pipeline(config).mix(own, other, share, IDS, 0)
     assert torch.equal(mixed, augment.cutmix(own, other, share, *centres)[0])
     torch.testing.assert_close(own_share, 1 - mixed.mean((1, 2, 3)))
     assert 0 < own_share.min() < own_share.max()
@@ -238,6 +239,7 @@ def test_only_mixup_and_cutmix_mix():
     assert pipeline(AugmentConfig(cutmix=0.1)).mixes
     assert not pipeline(MOVES).mixes
     assert not pipeline(COLOURS).mixes
+    assert [len(drawn) for drawn in pipeline(MOVES).draw_mix(IDS, 0)] == [0, 0]
 
 
 # ---- GPU

@@ -5,43 +5,18 @@ import subprocess
 import sys
 import threading
 
-import numba
 import numpy as np
 import pytest
 import torch
 
-from distcifar.data.beton import write_beton
-from distcifar.data.stores import ResidentStore, StreamedStore
-
-CPU = torch.device("cpu")
-N, SIZE = 40, 6
-IMAGES = np.random.default_rng(0).integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
-LABELS = np.random.default_rng(1).integers(0, 10, N)
+from distcifar.data.stores import StreamedStore
+from distcifar.errors import DataError
+from tests.unit.data.conftest import CPU, IMAGES, KINDS, LABELS, N, two_cores
 
 
-@pytest.fixture(scope="module")
-def beton(tmp_path_factory):
-    path = tmp_path_factory.mktemp("stores") / "train.beton"
-    write_beton(path, IMAGES, LABELS)
-    return path
-
-
-@pytest.fixture(scope="module")
-def streamed(beton):
-    """One store for most tests: each batch size that it meets costs a compilation."""
-    return StreamedStore(beton, N, CPU, threads=1)
-
-
-two_cores = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="numba refuses more threads than cores")
-
-
-@pytest.fixture(params=["resident", "streamed", pytest.param("two threads", marks=two_cores)])
-def store(request, beton):
-    if request.param == "resident":
-        return ResidentStore(IMAGES, LABELS, CPU)
-    if request.param == "streamed":
-        return request.getfixturevalue("streamed")
-    return StreamedStore(beton, N, CPU, threads=2)
+@pytest.fixture(params=KINDS)
+def store(request, stores):
+    return stores[request.param]
 
 
 def fetched(store, batches):
@@ -57,7 +32,7 @@ def test_images_and_labels_are_those_of_the_ids_in_their_order(store):
     ids = np.random.default_rng(2).permutation(np.append(np.arange(N), 7))
     batches = [ids[start : start + 4] for start in range(0, len(ids), 4)]
     answers = fetched(store, batches)
-    assert [len(labels) for _, labels in answers] == [4] * 10 + [1]
+    assert [len(labels) for _, labels in answers] == [4] * 8 + [2]
     for batch, (images, labels) in zip(batches, answers, strict=True):
         np.testing.assert_array_equal(images, IMAGES[batch])
         assert labels.dtype == torch.int64
@@ -128,6 +103,52 @@ def test_an_error_in_the_reader_of_the_batches_ends_the_thread(streamed):
     assert threading.active_count() == threads
 
 
+# ---- errors in FFCV's thread
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Lets the decoding of the third batch of each epoch fail."""
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    decode = EpochIterator.run_pipeline
+
+    def run_pipeline(self, number, *rest):
+        if number == 2:
+            raise OSError("the disk is gone")
+        return decode(self, number, *rest)
+
+    monkeypatch.setattr(EpochIterator, "run_pipeline", run_pipeline)
+
+
+@pytest.mark.timeout(60)  # the reader used to wait for ever
+def test_an_error_in_the_decoding_reaches_the_reader_in_words(streamed, beton, failing):
+    threads, labels = threading.active_count(), []
+    with pytest.raises(DataError) as caught:
+        for _images, _rows, batch_labels in streamed.fetch([np.arange(4)] * 6):
+            labels += batch_labels.tolist()
+    assert labels == [*LABELS[:4]] * 2, "what was decoded before is not lost"
+    assert f"{beton} could not be streamed: OSError: the disk is gone" in caught.value.found
+    assert "--repair" in caught.value.remedy
+    assert isinstance(caught.value.__cause__, OSError)
+    assert threading.active_count() == threads
+
+
+@pytest.mark.timeout(60)
+def test_a_reader_that_ends_before_the_error_hears_nothing_of_it(streamed, failing):
+    threads = threading.active_count()
+    for _batch in streamed.fetch([np.arange(4)] * 6):
+        break
+    assert threading.active_count() == threads
+
+
+@pytest.mark.timeout(60)
+def test_after_an_error_the_store_can_be_asked_again(streamed, failing):
+    with pytest.raises(DataError):
+        fetched(streamed, [np.arange(4)] * 3)
+    assert [labels.tolist() for _, labels in fetched(streamed, [np.arange(4)])] == [LABELS[:4].tolist()]
+
+
 # ---- threads
 
 
@@ -148,7 +169,7 @@ from pathlib import Path
 import numpy, torch
 torch.set_num_threads(3)
 from distcifar.data.stores import StreamedStore
-store = StreamedStore(Path(sys.argv[1]), 40, torch.device("cpu"), threads=1)
+store = StreamedStore(Path(sys.argv[1]), int(sys.argv[2]), torch.device("cpu"), threads=1)
 _, _, labels = next(store.fetch([numpy.arange(4)] * 3))
 print(json.dumps({"torch": torch.get_num_threads(), "labels": labels.tolist(), "threads": threading.active_count()}))
 """
@@ -157,7 +178,11 @@ print(json.dumps({"torch": torch.get_num_threads(), "labels": labels.tolist(), "
 def test_the_first_import_of_ffcv_leaves_torchs_thread_count_alone(beton):
     """Importing ffcv sets torch to one thread: a CPU worker that resumes on prepared data would crawl."""
     process = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, str(beton)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", FRESH_PROCESS, str(beton), str(N)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout.splitlines()[-1])

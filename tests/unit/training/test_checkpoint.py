@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, Recipe, ScheduleConfig, Stage, from_dict, to_dict
+from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, Recipe, ScheduleConfig, Stage, from_dict
 from distcifar.errors import CheckpointError
 from distcifar.models import build_model
 from distcifar.training import checkpoint as module
@@ -163,7 +163,7 @@ def good(tmp_path_factory) -> Path:
     for report in reports(state, data):
         if isinstance(report, EpochReport):
             break
-    return save_checkpoint(tmp_path_factory.mktemp("good"), state, {"recipe": to_dict(state.recipe), "unicode": "猫"})
+    return save_checkpoint(tmp_path_factory.mktemp("good"), state, {"unicode": "猫"})
 
 
 @pytest.fixture
@@ -181,11 +181,11 @@ def test_the_directory_holds_the_sealed_files_and_nothing_else(good: Path):
 def test_the_model_file_is_used_with_plain_safetensors_and_gives_the_measured_accuracy(tmp_path: Path):
     state, data = fresh(small_recipe(epochs=4, model=NORM_CNN, ema_decay=0.8, optim=OptimConfig(lr=0.1)))
     train(state, data)
-    folder = save_checkpoint(tmp_path, state, {"recipe": to_dict(state.recipe)})
+    folder = save_checkpoint(tmp_path, state, {})
 
     from safetensors.torch import load_file
 
-    recipe = from_dict(Recipe, json.loads((folder / "model.json").read_text())["recipe"])
+    recipe = from_dict(Recipe, json.loads((folder / "recipe.json").read_text()))
     net = build_model(recipe.model, channels=3, size=8, num_classes=4)
     net.load_state_dict(load_file(folder / "model.safetensors"))
 
@@ -195,8 +195,8 @@ def test_the_model_file_is_used_with_plain_safetensors_and_gives_the_measured_ac
 
 def test_a_model_alone_is_sealed_the_same_way(tmp_path: Path):
     state, _ = fresh(small_recipe())
-    save_model(tmp_path / "model", state.chosen_weights(), {"a": 1})
-    module.verify(tmp_path / "model", ("model.safetensors", "model.json"))
+    save_model(tmp_path / "model", state, {"a": 1})
+    module.verify(tmp_path / "model", module.MODEL_FILES)
     (tmp_path / "model" / "model.json").write_text('{"a": 2}')
     with pytest.raises(CheckpointError, match=r"model\.json"):
         module.verify(tmp_path / "model", ("model.safetensors", "model.json"))
@@ -295,7 +295,7 @@ def test_a_file_of_another_checkpoint_is_refused(copy: Path, tmp_path: Path):
         load_checkpoint(copy)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_version_is_named(copy: Path, version: Any):
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "format_version": version}))
@@ -422,7 +422,7 @@ def test_checkpoints_are_sorted_by_step_newest_first(tmp_path: Path):
 @pytest.mark.parametrize(("best", "kept"), [(2, [2, 9, 12]), (12, [9, 12]), (9, [9, 12]), (0, [9, 12]), (77, [9, 12])])
 def test_pruning_keeps_the_newest_two_and_the_best(tmp_path: Path, best: int, kept: list[int]):
     saved_at(tmp_path, 2, 5, 9, 12)
-    prune_checkpoints(tmp_path, best_step=best)
+    prune_checkpoints(tmp_path, best_steps=[best])
     assert names(tmp_path) == [checkpoint_name(step) for step in kept]
 
 
@@ -433,7 +433,7 @@ def test_a_damaged_newer_one_does_not_outlive_the_good_ones_that_are_written_aft
     assert newest_good(tmp_path)[0].card == {"step": 5}
     for step in (7, 9):
         saved_at(tmp_path, step)
-        prune_checkpoints(tmp_path, best_step=0)
+        prune_checkpoints(tmp_path, best_steps=[])
     assert {checkpoint_name(7), checkpoint_name(9)} <= set(names(tmp_path))
 
 
@@ -525,7 +525,7 @@ def test_checkpoints_are_asked_for_and_found_in_a_loop_as_a_worker_runs_it(tmp_p
         for report in reports(state, data, options=FitOptions(checkpoint_steps=2)):
             if not isinstance(report, StepReport) or report.save:
                 save_checkpoint(tmp_path, state, {})
-                prune_checkpoints(tmp_path, best_step=state.progress.best_step)
+                prune_checkpoints(tmp_path, best_steps=[state.progress.best_step])
                 break  # "killed" after each checkpoint
         if state.progress.outcome:
             break

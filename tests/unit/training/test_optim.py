@@ -1,5 +1,7 @@
 """Parameter groups get the rates that the recipe promises, and Muon is the Muon of its paper and of torch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,8 @@ from torch import nn
 from distcifar.config import ModelConfig, OptimConfig
 from distcifar.errors import ConfigError
 from distcifar.models import Net, build_model
-from distcifar.training.optim import Muon, build_optimizers, orthogonalise, set_learning_rate
+from distcifar.recipes import get_recipe
+from distcifar.training.optim import Muon, build_optimizers, orthogonalise, scale_free_weights, set_learning_rate
 
 CNN = ModelConfig(name="cnn", layout=("6", "M", "8"), hidden=(10,))
 MODELS = {
@@ -19,9 +22,9 @@ MODELS = {
 }
 
 
-def net(config: ModelConfig = CNN) -> Net:
+def net(config: ModelConfig = CNN, *, size: int = 8) -> Net:
     torch.manual_seed(0)
-    return build_model(config, channels=3, size=8, num_classes=4)
+    return build_model(config, channels=3, size=size, num_classes=4)
 
 
 def settings_of(model: nn.Module, config: OptimConfig) -> dict[str, dict]:
@@ -100,10 +103,74 @@ def test_muon_takes_matrices_and_filters_of_the_body_and_sgd_the_rest():
     model = net()
     muon, rest = build_optimizers(model, OptimConfig(name="muon", muon_lr=0.3, muon_momentum=0.5, lr=0.1))
     names = {id(p): name for name, p in model.named_parameters()}
-    assert [names[id(p)] for p in muon.param_groups[0]["params"]] == ["body.0.weight", "body.4.weight", "body.8.weight"]
-    assert (muon.param_groups[0]["lr"], muon.param_groups[0]["momentum"]) == (0.3, 0.5)
+    taken = [names[id(p)] for group in muon.param_groups for p in group["params"]]
+    assert taken == ["body.0.weight", "body.4.weight", "body.8.weight"]
+    assert {(group["lr"], group["momentum"]) for group in muon.param_groups} == {(0.3, 0.5)}
     assert type(rest) is torch.optim.SGD
     assert len([p for group in rest.param_groups for p in group["params"]]) == 9
+
+
+def kept(model: Net, config: OptimConfig) -> dict[str, bool]:
+    """By name, whether Muon keeps the norm of a weight that it takes."""
+    settings = settings_of(model, config)
+    return {name: group["keep_norm"] for name, group in settings.items() if "keep_norm" in group}
+
+
+@pytest.mark.parametrize(
+    ("config", "plain"),
+    [
+        (MODELS["mlp"], ["body.1.weight", "body.4.weight"]),
+        (MODELS["cnn"], ["body.8.weight"]),
+        (replace(CNN, batchnorm=False), ["body.0.weight", "body.3.weight", "body.6.weight"]),
+        (MODELS["resnet"], []),
+        (replace(MODELS["resnet"], stem_pool=True, blocks=2), []),
+        (ModelConfig(name="resnet-d2l"), [f"body.{stage}.0.shortcut.weight" for stage in (2, 3, 4)]),
+        (get_recipe("quick").model, []),
+        (ModelConfig(name="torchvision-resnet18"), []),
+    ],
+    ids=["mlp", "cnn", "cnn without norms", "resnet", "resnet with a pool", "resnet-d2l", "quick", "torchvision"],
+)
+def test_muon_keeps_the_norm_of_a_weight_only_before_a_batchnorm(config: ModelConfig, plain: list[str]):
+    keeps = kept(net(config, size=16), OptimConfig(name="muon"))
+    assert keeps
+    assert [name for name, norm_is_kept in keeps.items() if not norm_is_kept] == plain
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet", "whitened"])
+def test_a_weight_whose_norm_is_kept_may_be_scaled_without_a_change_of_the_output(name: str):
+    """What scale_free_weights promises, asked of the net itself; the other weights are no such."""
+    model = net(MODELS[name])
+    images, free = torch.randn(16, 3, 8, 8), scale_free_weights(model)
+    assert free
+    before = model(images)
+    for weight in [p for p in model.body.parameters() if p.ndim > 1]:
+        with torch.no_grad():
+            weight.mul_(3)
+            after = model(images)
+            weight.div_(3)
+        assert torch.allclose(after, before, atol=2e-3) == (id(weight) in free)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.Identity(), nn.Linear(4, 4), nn.Dropout(0.1)])
+def test_a_norm_that_does_not_come_next_is_not_taken_for_the_weights(between: nn.Module):
+    first = nn.Linear(4, 4)
+    assert id(first.weight) not in scale_free_weights(nn.Sequential(first, between, nn.BatchNorm1d(4)))
+    assert not scale_free_weights(nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4)))
+    assert not scale_free_weights(nn.Sequential(nn.BatchNorm1d(4), first))
+
+
+def test_weights_without_a_norm_take_muons_plain_step_and_the_recipes_decay():
+    torch.manual_seed(7)
+    model = net(MODELS["cnn"])
+    muon, _ = build_optimizers(model, OptimConfig(name="muon", muon_lr=0.1, muon_momentum=0.0, weight_decay=0.5))
+    with_norm, without = model.body[0].weight, model.body[8].weight
+    start = without.detach().clone()
+    for weight in (p for group in muon.param_groups for p in group["params"]):
+        weight.grad = torch.randn_like(weight)
+    muon.step()
+    torch.testing.assert_close(without.detach(), (1 - 0.1 * 0.5) * start - 0.1 * orthogonalise(without.grad, steps=3))
+    step = 0.1 * orthogonalise(with_norm.grad.flatten(1), steps=3).view_as(with_norm)
+    assert (with_norm.detach() + step).norm().item() == pytest.approx(len(with_norm) ** 0.5)
 
 
 def test_muon_on_a_net_without_matrices_in_its_body_is_refused_in_words():
@@ -191,6 +258,22 @@ def test_a_zero_gradient_moves_nothing_and_makes_no_nan():
     weight.grad = torch.zeros(4, 6)
     Muon([weight], lr=0.1, momentum=0.6, keep_norm=False).step()
     assert torch.equal(weight.detach(), before)
+
+
+def test_muons_decay_is_torchs_and_none_where_the_norm_is_kept():
+    start = torch.randn(4, 6, generator=torch.Generator().manual_seed(8))
+    start *= 2 / start.norm()
+    ours, torchs, normed = (nn.Parameter(start.clone()) for _ in range(3))
+    for weight, optimizer in (
+        (ours, Muon([ours], lr=0.1, momentum=0.6, keep_norm=False, weight_decay=0.5)),
+        (torchs, torch.optim.Muon([torchs], lr=0.1, momentum=0.6, weight_decay=0.5)),
+        (normed, Muon([normed], lr=0.1, momentum=0.6, weight_decay=0.5)),
+    ):
+        weight.grad = torch.zeros(4, 6)
+        optimizer.step()
+    assert torch.equal(ours, torchs)
+    torch.testing.assert_close(ours.detach(), 0.95 * start)
+    torch.testing.assert_close(normed.detach(), start)
 
 
 def test_muons_momentum_is_nesterovs_by_hand():

@@ -1,0 +1,190 @@
+"""What one rank of a run does, from its data to the result. Every object of a training is built here.
+
+Nothing here knows of Ray: cluster/worker.py brings the world and the place to report epochs to; a torchrun script or
+a test brings others.
+"""
+
+import platform
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from distcifar.cluster.job import Job, Listener
+from distcifar.cluster.memory import halved_microbatch, known_microbatch
+from distcifar.cluster.recorder import NoRecorder, Recorder, RunRecorder
+from distcifar.cluster.stopping import StopRequest
+from distcifar.cluster.watchdog import Pulse
+from distcifar.data.build import OpenData, open_data
+from distcifar.errors import CheckpointError, DistcifarError, DivergenceError
+from distcifar.tracking.journal import append_event
+from distcifar.training.build import build_state, first_images
+from distcifar.training.checkpoint import Checkpoint, load_checkpoint, newest_good
+from distcifar.training.engine import fit
+from distcifar.training.precision import resolve_precision
+from distcifar.training.reports import EpochReport, FitOptions, Report
+from distcifar.training.state import TrainState
+from distcifar.training.summary import summarise
+from distcifar.world import World
+
+T = TypeVar("T")
+AfterEpoch = Callable[[dict[str, float]], None]  # is given each epoch's metrics, on every rank
+
+GPU_REPORT_STEPS = 20  # a report makes the host wait for the GPU
+ROLLBACKS = 3
+
+
+def train_rank(job: Job, world: World, *, listen: Listener, after_epoch: AfterEpoch) -> dict[str, Any]:
+    """Trains on this rank to the end: {"summary": ...}, {"stopped": step}, or {"error": DistcifarError}.
+
+    What a user can mend, and diverged training, are returned by all ranks alike; any other error is noted in the
+    run's events and raised.
+    """
+    recorder: Recorder = NoRecorder()
+    try:
+        data = _agreed(world, lambda: _open(job, world))
+        recorder = _agreed(world, lambda: _recorder(job, world, data, listen))
+        with Pulse(job.folder, world, job.spec.hang_seconds) as pulse:
+            return _train_sound(job, world, data, recorder, pulse, after_epoch)
+    except DistcifarError as error:
+        return {"error": error}
+    except Exception as error:
+        append_event(job.folder, "failure", f"rank {world.rank} on {platform.node()}: {type(error).__name__}: {error}")
+        raise
+    finally:
+        recorder.close()
+
+
+def _open(job: Job, world: World) -> OpenData:
+    threads = job.spec.loader_threads or torch.get_num_threads()
+    return open_data(job.recipe, job.data, world, mode=job.spec.loader, threads=threads)
+
+
+def _recorder(job: Job, world: World, data: OpenData, listen: Listener) -> Recorder:
+    return RunRecorder(job, data, world.size, listen) if world.is_primary else NoRecorder()
+
+
+def _agreed(world: World, action: Callable[[], T]) -> T:
+    """The value of `action` on this rank. A DistcifarError on any rank is raised on all. A collective."""
+    problem: DistcifarError | None = None
+    try:
+        value = action()
+    except DistcifarError as error:
+        problem = error
+    problem = world.first(problem)
+    if problem is not None:
+        raise problem
+    return value
+
+
+def _train_sound(
+    job: Job, world: World, data: OpenData, recorder: Recorder, pulse: Pulse, after_epoch: AfterEpoch
+) -> dict[str, Any]:
+    """Trains; after a divergence, where the recipe says so, again from the last checkpoint with a lower rate."""
+    cause: DivergenceError | None = None
+    rollbacks = 0
+    while True:
+        state, before, damaged = _restored(job, world, data)
+        state.progress.rollbacks = max(rollbacks, state.progress.rollbacks)
+        _agreed(world, lambda: recorder.begin(state, before, damaged, cause))  # noqa: B023 (called at once)
+        try:
+            return _train(job, world, data, state, recorder, pulse, after_epoch)
+        except DivergenceError as error:
+            recorder.drain()
+            if job.recipe.on_divergence == "stop" or state.progress.rollbacks >= ROLLBACKS:
+                raise
+            cause, rollbacks = error, state.progress.rollbacks + 1
+        except torch.OutOfMemoryError:
+            recorder.drain()
+            halved_microbatch(job, world)
+            if world.size > 1:
+                raise  # the others wait for this rank: Ray starts all of them again
+            cause = None
+
+
+Restored = tuple[TrainState, int, list[CheckpointError]]
+
+
+def _restored(job: Job, world: World, data: OpenData) -> Restored:
+    """The state at the newest good checkpoint, which the primary chooses for all; else a fresh one.
+
+    Also the number of workers that had saved it (now's, for a fresh one), and what was wrong with newer ones.
+    """
+    root = job.folder / "checkpoints"
+    state = _agreed(world, lambda: build_state(job.recipe, data, job.data_digest, world))
+    found: tuple[Checkpoint | None, list[CheckpointError]] = (None, [])
+    found = _agreed(world, lambda: newest_good(root) if world.is_primary else found)
+    checkpoint, damaged = found
+    mine = (checkpoint.folder.name if checkpoint else "") if world.is_primary else None
+    name = world.first(mine)
+    if not name:
+        images = first_images(data, job.recipe.batch_size)
+        state.set_precision(resolve_precision(job.recipe.precision, state.model, images, world))
+        return state, world.size, damaged
+    loaded = _agreed(world, lambda: checkpoint or load_checkpoint(root / name))
+    loaded.restore(state)
+    if state.progress.outcome == "finished" and state.progress.epoch < job.recipe.total_epochs:
+        state.progress.outcome = ""  # the recipe was given more epochs
+    return state, loaded.scalars["workers"], damaged
+
+
+def _train(
+    job: Job,
+    world: World,
+    data: OpenData,
+    state: TrainState,
+    recorder: Recorder,
+    pulse: Pulse,
+    after_epoch: AfterEpoch,
+) -> dict[str, Any]:
+    stop = StopRequest(job.folder)
+    options = FitOptions(
+        report_steps=GPU_REPORT_STEPS if world.device.type == "cuda" else 1,
+        checkpoint_steps=job.spec.checkpoint_steps,
+        should_stop=lambda: stop.made() or recorder.problem is not None,
+        on_stage=pulse.enter,
+        microbatch=known_microbatch(job),
+        compile=job.spec.compile,
+    )
+    for report in _alike(world, fit(job.recipe, state, data.loaders, world, options)):
+        recorder.record(report)
+        if isinstance(report, EpochReport):
+            after_epoch(report.metrics())
+        elif report.stopping:
+            return _stopped(state, recorder, world)
+    _require_recorded(recorder, world)
+    summary = summarise(state, data, world, interrupted=options.interrupted)
+    if summary is None:
+        return _stopped(state, recorder, world)
+    recorder.finish(summary)
+    _require_recorded(recorder, world)
+    return {"summary": summary}
+
+
+def _alike(world: World, reports: Iterator[Report]) -> Iterator[Report]:
+    """`reports`; what a user can mend is raised as such only where all ranks raise it.
+
+    A rank that has met it alone (a disk that cannot be read) fails as for a bug: the others wait for it, and Ray
+    starts all of them again.
+    """
+    try:
+        yield from reports
+    except DivergenceError:
+        raise
+    except DistcifarError as error:
+        if world.size > 1:
+            raise RuntimeError(str(error)) from error
+        raise
+
+
+def _stopped(state: TrainState, recorder: Recorder, world: World) -> dict[str, Any]:
+    _require_recorded(recorder, world)
+    return {"stopped": state.progress.step}
+
+
+def _require_recorded(recorder: Recorder, world: World) -> None:
+    """Waits for the disk; raises on all ranks what has kept the primary from recording. A collective."""
+    recorder.drain()
+    problem = world.first(recorder.problem)
+    if problem is not None:
+        raise problem

@@ -1,0 +1,55 @@
+"""When a run is not to be started again: it fails at the same step, time after time."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from distcifar.errors import RunError
+from distcifar.tracking.journal import Journal
+
+SAME_STEP_FAILURES = 3
+LONGEST_PAUSE = 30.0  # seconds
+
+
+def require_progress(journal: Journal, launch: str) -> None:
+    """Called by a rank that starts: pauses after a second failure at one step, raises RunError after a third.
+
+    Only the starts of this `launch` count: who types the command again has changed something, or wants to try.
+    """
+    events = [event for event in journal.events() if event.get("launch") == launch]
+    starts = [event for event in events if event["kind"] in ("start", "continue")]
+    if not starts:
+        return
+    reached = last_step(journal)
+    failures = same_step_failures([*(start["reached"] for start in starts[1:]), reached])
+    if failures >= SAME_STEP_FAILURES:
+        reasons = [event["text"] for event in journal.events() if event["kind"] in ("failure", "hang")]
+        raise RunError(
+            f"The run failed {failures} times after step {reached}"
+            + (f"; the last reason: {reasons[-1]}" if reasons else "; its workers died without a word"),
+            "A run that cannot get past a step is not tried for ever",
+            f"Look into {journal.folder}/events.jsonl, mend the cause, and type the same command to go on",
+        )
+    if failures > 1:
+        time.sleep(pause(failures))
+
+
+def same_step_failures(ends: Sequence[int]) -> int:
+    """How many of the last attempts ended at the same step, given the last step of each."""
+    count = 0
+    for end in reversed(ends):
+        if end != ends[-1]:
+            break
+        count += 1
+    return count
+
+
+def pause(failures: int) -> float:
+    """Seconds to wait before the next attempt: 2, 4, 8 ... up to LONGEST_PAUSE."""
+    return min(LONGEST_PAUSE, 2.0 ** (failures - 1))
+
+
+def last_step(journal: Journal) -> int:
+    """The last step whose row is in the journal; 0 for none."""
+    rows: list[dict[str, Any]] = journal.rows()
+    return int(rows[-1]["step"]) if rows else 0

@@ -1,0 +1,137 @@
+"""Signs of life of each rank, and what is done when they stop: a hang is named, dumped and ended.
+
+Each rank leaves a small file in the run directory, ranks/N.json, that says where it is. A thread refreshes it every
+second, so that a process that stands still as a whole can be told from one whose training thread does. When a rank has
+taken no step for too long, its thread looks at the others' files, notes who is behind, and ends its own process: Ray
+then restarts the group. Clocks are not compared between hosts; a pause of the whole machine is not counted.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distcifar.tracking.journal import append_event
+from distcifar.world import World
+
+TICK = 1.0  # seconds between two refreshes
+STAGES = ("start", "data", "step", "report", "evaluate", "end")  # in the order of a round
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Where a rank was at its `tick`: number of stages entered so far, the stage and the step it belongs to."""
+
+    rank: int
+    host: str
+    pid: int
+    tick: int
+    entered: int
+    stage: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} (process {self.pid}, {self.stage} at step {self.step})"
+
+
+def culprits(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> list[Sign]:
+    """Who is behind, from the signs of all ranks at two moments a few ticks apart.
+
+    Ranks whose process stands still; else those that have entered fewer stages than the foremost; else all.
+    """
+    frozen = [sign for rank, sign in after.items() if rank in before and sign.tick == before[rank].tick]
+    if frozen:
+        return frozen
+    foremost = max(sign.entered for sign in after.values())
+    behind = [sign for sign in after.values() if sign.entered < foremost]
+    return behind or list(after.values())
+
+
+class Pulse:
+    """This rank's signs of life, from `with` to its end; `enter` is called by the training thread.
+
+    folder: the run directory. seconds: without a new stage after which the process ends itself (0: never).
+    """
+
+    def __init__(self, folder: Path, world: World, seconds: float, end: Callable[[], None] | None = None) -> None:
+        self._folder, self._rank, self._seconds = folder, world.rank, seconds
+        self._end = end or (lambda: os.kill(os.getpid(), signal.SIGKILL))
+        self._entered, self._stage, self._step, self._tick = 0, "start", 0, 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Pulse":
+        if self._seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._seconds:
+            self._thread.join()
+            self._path(self._rank).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the last rank to end removes the folder
+                self._path(self._rank).parent.rmdir()
+
+    def enter(self, stage: str, step: int) -> None:
+        """The training thread enters `stage` of `step`. Costs two assignments."""
+        self._stage, self._step = stage, step
+        self._entered += 1
+
+    def _watch(self) -> None:
+        entered, waited, last = -1, 0.0, time.monotonic()
+        while not self._over.wait(TICK):
+            now = time.monotonic()
+            # A tick that took long: this process was stopped, or the machine. That time is nobody's hang.
+            waited, last = waited + min(now - last, 2 * TICK), now
+            if self._entered != entered:
+                entered, waited = self._entered, 0.0
+            self._write()
+            if waited > self._seconds:
+                self._give_up(waited)
+                return
+
+    def _write(self) -> None:
+        self._tick += 1
+        sign = Sign(self._rank, platform.node(), os.getpid(), self._tick, self._entered, self._stage, self._step)
+        path = self._path(self._rank)
+        try:  # renamed without a flush: what matters is that readers see a whole line
+            path.parent.mkdir(exist_ok=True)
+            path.with_suffix(".new").write_text(json.dumps(asdict(sign)))
+            os.replace(path.with_suffix(".new"), path)
+        except OSError:
+            return  # full or vanished storage: the recorder finds it and says so
+
+    def _give_up(self, waited: float) -> None:
+        """Names who hangs, leaves this process's stacks, and ends it."""
+        before = self._read()
+        for _ in range(3):
+            self._over.wait(TICK)
+            self._write()
+        behind = culprits(before, self._read())
+        with open(self._folder / f"stacks-rank-{self._rank}.txt", "a") as file:
+            file.write(f"rank {self._rank}, no new stage for {waited:.0f} s\n")
+            faulthandler.dump_traceback(file)
+        text = f"no step for {waited:.0f} s, held up by {', '.join(map(str, behind))}"
+        append_event(self._folder, "hang", text, rank=self._rank)
+        self._end()
+
+    def _read(self) -> dict[int, Sign]:
+        signs = {}
+        for path in (self._folder / "ranks").glob("*.json"):
+            try:
+                sign = Sign(**json.loads(path.read_text()))
+            except (OSError, ValueError):
+                continue  # renamed or removed in this moment
+            signs[sign.rank] = sign
+        return signs
+
+    def _path(self, rank: int) -> Path:
+        return self._folder / "ranks" / f"{rank}.json"
