@@ -4,6 +4,7 @@
 ##                    NAME=first                         the run's name: its folder under runs/
 ##                    ARGS="--optim.lr 0.2"              anything else that jobs/train.py takes
 ##  make test       runs the tests          ARGS="-k curves", ARGS="-m slow", ...
+##  make chaos      tries every fault of docs/reliability.md on real runs, and writes that page (half an hour)
 ##  make lint       checks style and types
 ##  make setup      only the set-up, which every target does when it is due
 ##                    PYTHON=python3.12                  for another Python than the system's
@@ -18,7 +19,7 @@ ARGS :=
 python := .venv/bin/python
 ready := .venv/ready
 
-.PHONY: help setup train test lint lock
+.PHONY: help setup train test chaos lint lock
 help:
 	@sed -n 's/^## \?//p' Makefile
 
@@ -37,6 +38,9 @@ train: $(ready)
 
 test: $(ready)
 	$(python) -m pytest $(ARGS)
+
+chaos: $(ready)
+	$(python) -m pytest tests/chaos --chaos all -m "slow or not slow" $(ARGS)
 
 lint: $(ready)
 	$(python) -m ruff check .

@@ -14,6 +14,10 @@ os.environ["WANDB_SILENT"] = "true"
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", choices=("sample", "all"), default="sample", help="how many faults tests/chaos tries")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository: cifar10.npz and mnist/. Skips the test where there is none."""
