@@ -3,24 +3,35 @@
 examples:
   python jobs/benchmark.py loader                 the data path against FFCV's own and a DataLoader, on CIFAR-10
   python jobs/benchmark.py loader --source cifar10.npz --rounds 9
+  python jobs/benchmark.py saving                 what a checkpoint costs a training of resnet18
 """
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from program import run_program
+from rich.console import Console
+from rich.table import Table
 
 from distcifar.config import DataConfig
+from distcifar.data.benchmark import compare_loaders
+from distcifar.data.build import open_data
+from distcifar.data.prepare import PreparedData, prepare
+from distcifar.recipes import get_recipe
+from distcifar.training.allocator import keep_freed_memory
+from distcifar.training.benchmark import measure_saving
+from distcifar.world import World
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What to measure."""
 
-    what: tyro.conf.Positional[Literal["loader"]]
-    """loader: images per second from a beton to normalised float32 batches."""
+    what: tyro.conf.Positional[Literal["loader", "saving"]]
+    """loader: images per second from a beton to normalised float32 batches. saving: the price of checkpoints."""
     dataset: str = "cifar10"
     """Data set, as for jobs/prepare.py."""
     source: str = ""
@@ -31,30 +42,43 @@ class Arguments:
     """Interleaved rounds; the median is told."""
     threads: int = 2
     """Worker threads (FFCV, kernel) and processes (DataLoader)."""
+    steps: int = 10
+    """saving: steps for each checkpoint."""
     debug: bool = False
     """Show tracebacks of mistakes."""
 
 
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    from rich.console import Console
-    from rich.table import Table
-
-    from distcifar.data.benchmark import compare_loaders
-    from distcifar.data.prepare import prepare
-    from distcifar.training.allocator import keep_freed_memory
-
     root = Path(arguments.data_root).absolute()
     data = prepare(DataConfig(dataset=arguments.dataset), root, arguments.source, announce=print)
     keep_freed_memory()  # as a training does
+    table = loader(arguments, data) if arguments.what == "loader" else saving(arguments, data)
+    Console(width=110).print(table)
+    return 0
+
+
+def loader(arguments: Arguments, data: PreparedData) -> Table:
     rows = compare_loaders(data.train, rounds=arguments.rounds, threads=arguments.threads)
     table = Table("path", "images/s", "lowest", "highest", "x DataLoader", "x FFCV's own")
     for row in rows:
         speeds = [f"{row[key]:,.0f}" for key in ("median", "min", "max")]
         ratios = [f"{row['median'] / peer['median']:.1f}" for peer in rows[:2]]
         table.add_row(row["path"], *speeds, *ratios)
-    Console(width=110).print(table)
-    return 0
+    return table
+
+
+def saving(arguments: Arguments, data: PreparedData) -> Table:
+    recipe = get_recipe("resnet18")
+    opened = open_data(recipe, data.folder, World(), mode="auto", threads=arguments.threads)
+    with tempfile.TemporaryDirectory(dir=arguments.data_root) as folder:
+        found = measure_saving(recipe, opened, Path(folder), rounds=arguments.rounds, steps=arguments.steps)
+    table = Table("resnet18", "")
+    table.add_row(f"{arguments.steps} steps without a checkpoint", f"{found['without']:.2f} s")
+    table.add_row(f"the same with one of {found['megabytes']:.0f} MB", f"{found['with']:.2f} s")
+    table.add_row("the loop stands still", f"{found['standstill'] * 1000:.0f} ms")
+    table.add_row("cost", f"{found['with'] / found['without'] - 1:.1%}")
+    return table
 
 
 if __name__ == "__main__":
