@@ -40,7 +40,7 @@ test: $(ready)
 	$(python) -m pytest $(ARGS)
 
 chaos: $(ready)
-	$(python) -m pytest tests/chaos --chaos all -m "slow or not slow" $(ARGS)
+	$(python) -m pytest tests/chaos --chaos all --reliability docs/reliability.md -m "slow or not slow" $(ARGS)
 
 lint: $(ready)
 	$(python) -m ruff check .

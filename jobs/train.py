@@ -50,9 +50,8 @@ def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
         sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
     named = get_recipe(argv[0])
     flags = RecipeFlags(**{field.name: getattr(named, field.name) for field in fields(named)})
-    words = [part for word in argv[1:] for part in spelled_out(word)]
     chosen = tyro.cli(
-        Command, args=words, default=Command(flags, RunSpec()), prog=f"train.py {named.name}",
+        Command, args=spelled_out(argv[1:]), default=Command(flags, RunSpec()), prog=f"train.py {named.name}",
         description=named.description,
     )  # fmt: skip
     recipe = Recipe(**{field.name: getattr(chosen.recipe, field.name) for field in fields(Recipe)})

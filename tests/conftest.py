@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos", choices=("sample", "all"), default="sample", help="how many faults tests/chaos tries")
+    parser.addoption("--reliability", type=Path, help="the page that tests/chaos writes about them")
 
 
 @pytest.fixture(scope="session")

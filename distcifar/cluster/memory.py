@@ -15,13 +15,15 @@ from distcifar.world import World
 def known_microbatch(job: Job) -> int:
     """The largest number of images in one forward pass, as asked for or as learnt in this run; 0: no limit."""
     path = job.folder / "microbatch.json"
-    return int(json.loads(path.read_text())["images"]) if path.exists() else job.spec.microbatch
+    learnt = int(json.loads(path.read_text())["images"]) if path.exists() else 0
+    return min(filter(None, (learnt, job.spec.microbatch)), default=0)
 
 
 def halved_microbatch(job: Job, world: World) -> None:
     """Notes that half as many images as now are to go through the network at once. ResourceError below two."""
     share = -(-job.recipe.batch_size // world.size)
-    now = min(known_microbatch(job) or share, share)
+    part = -(-share // job.recipe.optim.accumulate)
+    now = min(known_microbatch(job) or part, part)
     if now < 4:
         raise ResourceError(
             f"{now} images at once are too many for the memory of rank {world.rank}'s device",

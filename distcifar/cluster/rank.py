@@ -6,6 +6,7 @@ a test brings others.
 
 import platform
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from distcifar.cluster.recorder import NoRecorder, Recorder, RunRecorder
 from distcifar.cluster.stopping import StopRequest
 from distcifar.cluster.watchdog import Pulse
 from distcifar.data.build import OpenData, open_data
-from distcifar.errors import CheckpointError, DistcifarError, DivergenceError
+from distcifar.errors import CheckpointError, DistcifarError, DivergenceError, ResourceError
 from distcifar.tracking.journal import append_event
 from distcifar.training.build import build_state, first_images
 from distcifar.training.checkpoint import Checkpoint, load_checkpoint, newest_good
@@ -80,32 +81,58 @@ def _agreed(world: World, action: Callable[[], T]) -> T:
 def _train_sound(
     job: Job, world: World, data: OpenData, recorder: Recorder, pulse: Pulse, after_epoch: AfterEpoch
 ) -> dict[str, Any]:
-    """Trains; after a divergence, where the recipe says so, again from the last checkpoint with a lower rate."""
-    cause: DivergenceError | None = None
-    rollbacks = 0
+    """Trains; after a divergence, where the recipe says so, again from a checkpoint with a lower rate."""
+    attempt = Attempt()
     while True:
-        state, before, damaged = _restored(job, world, data)
-        state.progress.rollbacks = max(rollbacks, state.progress.rollbacks)
-        _agreed(world, lambda: recorder.begin(state, before, damaged, cause))  # noqa: B023 (called at once)
+        state, before, damaged = _restored(job, world, data, attempt)
+        _agreed(world, lambda: recorder.begin(state, before, damaged, attempt.cause))  # noqa: B023 (called at once)
+        attempt = replace(attempt, began=state.progress.step)
         try:
             return _train(job, world, data, state, recorder, pulse, after_epoch)
         except DivergenceError as error:
-            recorder.drain()
             if job.recipe.on_divergence == "stop" or state.progress.rollbacks >= ROLLBACKS:
                 raise
-            cause, rollbacks = error, state.progress.rollbacks + 1
+            # Without its traceback, which would keep the old state alive beside the new one.
+            attempt = attempt.after(error.with_traceback(None), state.progress.rollbacks)
         except torch.OutOfMemoryError:
-            recorder.drain()
-            halved_microbatch(job, world)
-            if world.size > 1:
-                raise  # the others wait for this rank: Ray starts all of them again
-            cause = None
+            _halve(job, world)
+        recorder.drain()
+        del state
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is to be different when training begins again after a divergence."""
+
+    cause: DivergenceError | None = None
+    rollbacks: int = 0
+    began: int | None = None  # the step at which this one began
+    in_vain: tuple[int, ...] = ()  # checkpoints that were gone back to and led to a divergence again
+
+    def after(self, cause: DivergenceError, rollbacks: int) -> "Attempt":
+        """The next one; if this one had gone back as well, its checkpoint's weights may have been bad already."""
+        passed = () if self.cause is None or self.began is None else (*self.in_vain, self.began)
+        return Attempt(cause, rollbacks + 1, None, passed)
+
+
+def _halve(job: Job, world: World) -> None:
+    """After a lack of memory: smaller parts. Of several ranks this one alone has met it, so Ray starts all again."""
+    try:
+        halved_microbatch(job, world)
+    except ResourceError as error:
+        if world.size > 1:
+            raise RuntimeError(str(error)) from error
+        raise
+    if world.size > 1:
+        raise RuntimeError("out of memory: starting again with smaller parts of the batch")
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 Restored = tuple[TrainState, int, list[CheckpointError]]
 
 
-def _restored(job: Job, world: World, data: OpenData) -> Restored:
+def _restored(job: Job, world: World, data: OpenData, attempt: Attempt) -> Restored:
     """The state at the newest good checkpoint, which the primary chooses for all; else a fresh one.
 
     Also the number of workers that had saved it (now's, for a fresh one), and what was wrong with newer ones.
@@ -113,16 +140,18 @@ def _restored(job: Job, world: World, data: OpenData) -> Restored:
     root = job.folder / "checkpoints"
     state = _agreed(world, lambda: build_state(job.recipe, data, job.data_digest, world))
     found: tuple[Checkpoint | None, list[CheckpointError]] = (None, [])
-    found = _agreed(world, lambda: newest_good(root) if world.is_primary else found)
+    found = _agreed(world, lambda: newest_good(root, but=attempt.in_vain) if world.is_primary else found)
     checkpoint, damaged = found
     mine = (checkpoint.folder.name if checkpoint else "") if world.is_primary else None
     name = world.first(mine)
     if not name:
         images = first_images(data, job.recipe.batch_size)
         state.set_precision(resolve_precision(job.recipe.precision, state.model, images, world))
+        state.progress.rollbacks = attempt.rollbacks
         return state, world.size, damaged
     loaded = _agreed(world, lambda: checkpoint or load_checkpoint(root / name))
     loaded.restore(state)
+    state.progress.rollbacks = max(attempt.rollbacks, state.progress.rollbacks)
     if state.progress.outcome == "finished" and state.progress.epoch < job.recipe.total_epochs:
         state.progress.outcome = ""  # the recipe was given more epochs
     return state, loaded.scalars["workers"], damaged

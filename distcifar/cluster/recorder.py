@@ -93,10 +93,14 @@ class RunRecorder:
                 "Wait for the other one to end, or choose another --name",
             ) from None
         self.journal = Journal(job.folder)
+        try:
+            require_progress(self.journal, job.launch)
+        except RunError:
+            self._lock.release()
+            raise
         self._failed: Exception | None = None
         self._writer = CheckpointWriter(job.folder / "checkpoints", keep=job.spec.keep_last, before=self.journal.sync)
         self._saved = time.monotonic()
-        require_progress(self.journal, job.launch)
 
     @property
     def problem(self) -> Exception | None:
@@ -123,6 +127,8 @@ class RunRecorder:
         if before != self._workers:
             words += f" instead of {before}: the same global batches, shared out anew"
         self._tell("continue" if step else "start", words, step=step, reached=reached, launch=self._launch)
+        if not step:
+            self._save()  # from here on there is always one to go back to
 
     def record(self, report: Report) -> None:
         if self.problem is not None:

@@ -8,16 +8,21 @@ from distcifar.errors import RunError
 from distcifar.tracking.journal import Journal
 
 SAME_STEP_FAILURES = 3
-LONGEST_PAUSE = 30.0  # seconds
+PAUSE = 5.0  # seconds before the last attempt: a node or a disk may need a moment
 
 
 def require_progress(journal: Journal, launch: str) -> None:
     """Called by a rank that starts: pauses after a second failure at one step, raises RunError after a third.
 
-    Only the starts of this `launch` count: who types the command again has changed something, or wants to try.
+    Only the starts of this `launch` count: who types the command again has changed something, or wants to try. So
+    do those after a rank has halved its microbatch: that is progress though no step was done.
     """
-    events = [event for event in journal.events() if event.get("launch") == launch]
-    starts = [event for event in events if event["kind"] in ("start", "continue")]
+    starts: list[dict[str, Any]] = []
+    for event in journal.events():
+        if event["kind"] == "memory":
+            starts = []
+        elif event["kind"] in ("start", "continue") and event.get("launch") == launch:
+            starts.append(event)
     if not starts:
         return
     reached = last_step(journal)
@@ -31,7 +36,7 @@ def require_progress(journal: Journal, launch: str) -> None:
             f"Look into {journal.folder}/events.jsonl, mend the cause, and type the same command to go on",
         )
     if failures > 1:
-        time.sleep(pause(failures))
+        time.sleep(PAUSE)
 
 
 def same_step_failures(ends: Sequence[int]) -> int:
@@ -42,11 +47,6 @@ def same_step_failures(ends: Sequence[int]) -> int:
             break
         count += 1
     return count
-
-
-def pause(failures: int) -> float:
-    """Seconds to wait before the next attempt: 2, 4, 8 ... up to LONGEST_PAUSE."""
-    return min(LONGEST_PAUSE, 2.0 ** (failures - 1))
 
 
 def last_step(journal: Journal) -> int:

@@ -129,9 +129,10 @@ def branched(state: dict[str, Any], before: Recipe, now: Recipe) -> dict[str, An
 
 
 def _copy(origin: Origin, state: dict[str, Any], recipe: Recipe, root: Path) -> None:
-    from distcifar.training.checkpoint import seal
+    from distcifar.training.checkpoint import checkpoint_name, seal
 
-    with folder_aside(root / origin.folder.name) as folder:
+    # Its own name may be one that somebody has given to it.
+    with folder_aside(root / checkpoint_name(state["progress"]["step"])) as folder:
         for name in ("state.safetensors", "model.safetensors", "model.json"):
             shutil.copyfile(origin.folder / name, folder / name)
         write_json(folder / "state.json", state)

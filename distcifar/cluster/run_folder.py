@@ -1,6 +1,7 @@
 """Claiming a run directory: fresh, continued, begun from another run, or refused; never overwritten unasked."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from distcifar.cluster.resume import adopt, extends, find_origin, why_not
 from distcifar.config import Recipe, RunSpec, from_dict, to_dict
-from distcifar.errors import DistcifarError, RunError, StorageError
-from distcifar.files import sweep_aside, write_json
+from distcifar.errors import RunError, StorageError
+from distcifar.files import ASIDE, sweep_aside, sync_folder, write_json
 from distcifar.tracking.journal import append_event, read_rows
 
 
@@ -50,17 +51,9 @@ def claim_run(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]
     what differs, or if it cannot be written.
     """
     with _storage_errors(folder):
-        parent = None
+        _put_back(folder)
         if (folder / "recipe.json").exists() and not spec.overwrite:
-            if spec.resume == "never":
-                raise StorageError(
-                    f"The run {folder.name!r} exists",
-                    "--resume never begins anew",
-                    "Choose another --name, or --overwrite",
-                )
-            _require_same(folder, recipe, facts["data_digest"])
-            parent = json.loads((folder / "run.json").read_text()).get("parent")
-            _reopen(folder, recipe)
+            _go_on(recipe, spec, folder, facts)
         elif folder.exists() and any(folder.iterdir()) and not (folder / "recipe.json").exists():
             raise StorageError(
                 f"{folder} exists and is not a run directory",
@@ -68,17 +61,19 @@ def claim_run(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]
                 "Choose --name",
             )
         else:
-            parent = _begin(recipe, spec, folder, facts["data_digest"])
+            _begin(recipe, spec, folder, facts)
         sweep_aside(folder)
         sweep_aside(folder / "checkpoints")
-        write_json(folder / "recipe.json", to_dict(recipe))
-        write_json(folder / "run.json", facts | ({"parent": parent} if parent else {}))
 
 
 def discard_if_unused(folder: Path) -> None:
     """Removes the directory of a run that failed before its first step: there is nothing to continue."""
-    if not read_rows(folder / "metrics.jsonl") and not (folder / "checkpoints").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+    kept = [path for path in (folder / "checkpoints").glob("step-*") if path.name != "step-00000000"]
+    if folder.exists() and not kept and not read_rows(folder / "metrics.jsonl"):
+        new, _ = _beside(folder)
+        _remove(new)
+        os.rename(folder, new)  # half removed under its own name it would be no run directory and in the way
+        _remove(new)
 
 
 @contextmanager
@@ -93,20 +88,76 @@ def _storage_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _begin(recipe: Recipe, spec: RunSpec, folder: Path, data_digest: str) -> dict[str, Any] | None:
-    """A new directory, empty or with a copy of spec.resume's checkpoint; returns where that came from."""
+def _begin(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -> None:
+    """A new directory, with a copy of spec.resume's checkpoint if it names one.
+
+    It is made beside `folder` and takes its name when it is complete: what it replaces may be what it starts from.
+    """
     origin = None if spec.resume in ("auto", "never") else find_origin(Path(spec.resume))
+    new, old = _beside(folder)
+    _remove(new)
+    _remove(old)
+    new.mkdir(parents=True)
+    try:
+        if origin is not None:
+            adopt(origin, recipe, facts["data_digest"], new, branch=spec.branch)
+            facts = facts | {"parent": origin.lineage}
+        write_json(new / "recipe.json", to_dict(recipe))
+        write_json(new / "run.json", facts)
+    except Exception:
+        _remove(new)
+        raise
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    sync_folder(folder.parent)
+    _remove(old)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a new `folder` is made, and where the old one waits meanwhile; `only_launch` keeps others away."""
+    aside = folder.with_name(f"{ASIDE}{folder.name}")
+    return aside.with_name(f"{aside.name}.new"), aside.with_name(f"{aside.name}.old")
+
+
+def _put_back(folder: Path) -> None:
+    """The old directory, where a process died between moving it away and giving its name to the new one."""
+    _, old = _beside(folder)
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+
+
+def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    if origin is None:
-        return None
-    try:
-        adopt(origin, recipe, data_digest, folder, branch=spec.branch)
-    except DistcifarError:
-        shutil.rmtree(folder)
-        raise
-    return origin.lineage
+
+
+def _go_on(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -> None:
+    """Takes up the run in `folder`, if it can go on as `recipe`."""
+    if spec.resume == "never":
+        raise StorageError(
+            f"The run {folder.name!r} exists",
+            "--resume never begins anew",
+            "Choose another --name, or --overwrite",
+        )
+    parent = json.loads((folder / "run.json").read_text()).get("parent")
+    if spec.resume != "auto":
+        _require_parent(folder, Path(spec.resume).absolute(), parent)
+    _require_same(folder, recipe, facts["data_digest"])
+    _reopen(folder, recipe)
+    write_json(folder / "recipe.json", to_dict(recipe))
+    write_json(folder / "run.json", facts | ({"parent": parent} if parent else {}))
+
+
+def _require_parent(folder: Path, wanted: Path, parent: dict[str, Any] | None) -> None:
+    """Raises StorageError unless the run in `folder` began from `wanted`, a run or a checkpoint, or is that run."""
+    checkpoint = Path(parent["checkpoint"]) if parent else folder / "none"
+    if wanted not in (folder, checkpoint, checkpoint.parents[1]):
+        raise StorageError(
+            f"The run {folder.name!r} exists and did not begin from {wanted}",
+            "--resume PATH begins a new run, and goes on with one that it has begun",
+            "Choose another --name, or --overwrite; without --resume the run goes on from where it is",
+        )
 
 
 def _reopen(folder: Path, recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,6 @@ from distcifar.tracking.journal import append_event
 from distcifar.world import World
 
 TICK = 1.0  # seconds between two refreshes
-STAGES = ("start", "data", "step", "report", "evaluate", "end")  # in the order of a round
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def culprits(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> list[Sign
 
     Ranks whose process stands still; else those that have entered fewer stages than the foremost; else all.
     """
+    if not after:
+        return []
     frozen = [sign for rank, sign in after.items() if rank in before and sign.tick == before[rank].tick]
     if frozen:
         return frozen
@@ -61,7 +63,7 @@ class Pulse:
     """
 
     def __init__(self, folder: Path, world: World, seconds: float, end: Callable[[], None] | None = None) -> None:
-        self._folder, self._rank, self._seconds = folder, world.rank, seconds
+        self._folder, self._rank, self._ranks, self._seconds = folder, world.rank, world.size, seconds
         self._end = end or (lambda: os.kill(os.getpid(), signal.SIGKILL))
         self._entered, self._stage, self._step, self._tick = 0, "start", 0, 0
         self._over = threading.Event()
@@ -96,7 +98,7 @@ class Pulse:
             self._write()
             if waited > self._seconds:
                 self._give_up(waited)
-                return
+                waited = 0.0
 
     def _write(self) -> None:
         self._tick += 1
@@ -110,27 +112,31 @@ class Pulse:
             return  # full or vanished storage: the recorder finds it and says so
 
     def _give_up(self, waited: float) -> None:
-        """Names who hangs, leaves this process's stacks, and ends it."""
-        before = self._read()
+        """Names who hangs, leaves this process's stacks, and ends it; unless it goes on in the meantime."""
+        entered, before = self._entered, self._read()
         for _ in range(3):
-            self._over.wait(TICK)
+            if self._over.wait(TICK) or self._entered != entered:
+                return
             self._write()
         behind = culprits(before, self._read())
-        with open(self._folder / f"stacks-rank-{self._rank}.txt", "a") as file:
-            file.write(f"rank {self._rank}, no new stage for {waited:.0f} s\n")
-            faulthandler.dump_traceback(file)
-        text = f"no step for {waited:.0f} s, held up by {', '.join(map(str, behind))}"
-        append_event(self._folder, "hang", text, rank=self._rank)
+        with contextlib.suppress(OSError):  # the storage may be what hangs: that must not keep the process
+            with open(self._folder / f"stacks-rank-{self._rank}.txt", "a") as file:
+                file.write(f"rank {self._rank}, no new stage for {waited:.0f} s\n")
+                file.flush()  # the stacks go past the buffer
+                faulthandler.dump_traceback(file)
+            text = f"no step for {waited:.0f} s, held up by {', '.join(map(str, behind))}"
+            print(f"hang: {text}; the same command goes on", file=sys.stderr, flush=True)
+            append_event(self._folder, "hang", text, rank=self._rank)
         self._end()
 
     def _read(self) -> dict[int, Sign]:
+        """Of the ranks of this run; files of more ranks may be left from a start that was killed."""
         signs = {}
-        for path in (self._folder / "ranks").glob("*.json"):
+        for rank in range(self._ranks):
             try:
-                sign = Sign(**json.loads(path.read_text()))
-            except (OSError, ValueError):
-                continue  # renamed or removed in this moment
-            signs[sign.rank] = sign
+                signs[rank] = Sign(**json.loads(self._path(rank).read_text()))
+            except (OSError, ValueError, TypeError):
+                continue  # not yet there, removed in this moment, or of another version
         return signs
 
     def _path(self, rank: int) -> Path:

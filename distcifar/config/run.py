@@ -1,6 +1,7 @@
 """RunSpec: where and how a recipe is trained. Nothing in it changes what the numbers mean."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,7 +97,13 @@ class RunSpec:
         )
 
 
-def spelled_out(word: str) -> list[str]:
-    """A range of workers on a command line, "1..4", as the two flags that it is short for; other words as they are."""
-    found = re.fullmatch(r"(--workers=)?(\d+)\.\.(\d+)", word)
-    return [f"{found[1] or ''}{found[3]}", "--min-workers", found[2]] if found else [word]
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """A command line with each `--workers 1..4` as the two flags that it is short for."""
+    found: list[str] = []
+    for before, word in zip(("", *words), words, strict=False):
+        span = re.fullmatch(r"(\d+)\.\.(\d+)" if before == "--workers" else r"--workers=(\d+)\.\.(\d+)", word)
+        if span is None:
+            found.append(word)
+        else:
+            found += [span[2] if before == "--workers" else f"--workers={span[2]}", "--min-workers", span[1]]
+    return found

@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from distcifar.files import write_atomically, write_json
 
@@ -97,11 +97,7 @@ def append_event(folder: Path, kind: str, text: str, **facts: Any) -> dict[str, 
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """The events of a run directory, without lines that a killed process left half-written."""
     path = folder / "events.jsonl"
-    events = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return events
+    return _readable(path.read_bytes().split(b"\n")) if path.exists() else []
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -113,6 +109,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+def _readable(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """`lines` without those that a killed process left half-written."""
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def _csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -134,8 +139,8 @@ class JournalFollower:
 
         A restart replaces the metrics by a shorter file: rows that are then written again are not told again.
         """
-        events = [json.loads(line) for line in self._events.new_lines()]
-        rows = [row for row in map(json.loads, self._metrics.new_lines()) if _place(row) > self._last]
+        events = _readable(self._events.new_lines())
+        rows = [row for row in _readable(self._metrics.new_lines()) if _place(row) > self._last]
         self._last = max([self._last, *map(_place, rows)])
         return events + rows
 
@@ -146,16 +151,20 @@ class _Tail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen = (0, 0)  # inode, and bytes read of it
+        self._last: IO[bytes] | None = None  # stays open until the next look: no other file is given its inode
 
     def new_lines(self) -> list[bytes]:
         try:
-            with open(self._path, "rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                place = self._seen[1] if inode == self._seen[0] else 0
-                file.seek(place)
-                text = file.read()
+            file = open(self._path, "rb")  # noqa: SIM115 (see _last)
         except FileNotFoundError:
             return []
+        inode = os.fstat(file.fileno()).st_ino
+        place = self._seen[1] if inode == self._seen[0] else 0
+        if self._last is not None:
+            self._last.close()
+        self._last = file
+        file.seek(place)
+        text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         self._seen = (inode, place + len(whole))
         return whole.splitlines()

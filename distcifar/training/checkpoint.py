@@ -85,6 +85,7 @@ def write_checkpoint(root: Path, snapshot: Snapshot) -> Path:
     A checkpoint of the same step is replaced. OSError (full disk, permissions) leaves nothing behind.
     """
     target = root / checkpoint_name(snapshot.step)
+    root.mkdir(exist_ok=True)  # not its parents: a run directory that has vanished is not made anew with half a history
     with folder_aside(target) as folder:
         save_file(_contiguous(snapshot.tensors), folder / "state.safetensors")
         write_json(folder / "state.json", snapshot.scalars)
@@ -92,7 +93,7 @@ def write_checkpoint(root: Path, snapshot: Snapshot) -> Path:
         seal(folder)
     for later in checkpoints(root):  # damaged, and of steps that this run has now left behind
         if _step_of(later) > snapshot.step:
-            shutil.rmtree(later)
+            _remove(later)
     return target
 
 
@@ -119,7 +120,15 @@ def prune_checkpoints(root: Path, *, best_steps: Collection[int], keep: int = 2)
     names = {checkpoint_name(step) for step in best_steps}
     for folder in checkpoints(root)[keep:]:
         if folder.name not in names:
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes it, whatever it is: a damage may have left a plain file of that name."""
+    if checkpoint.is_dir() and not checkpoint.is_symlink():
+        shutil.rmtree(checkpoint)
+    else:
+        checkpoint.unlink()
 
 
 def seal(folder: Path) -> None:
@@ -190,14 +199,18 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def newest_good(root: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
+def newest_good(root: Path, *, but: Collection[int] = ()) -> tuple[Checkpoint | None, list[CheckpointError]]:
     """The newest checkpoint that verifies, and what was wrong with newer ones.
+
+    Those of steps `but` are taken only if there is no other, the oldest of them first.
 
     Raises the newest one's CheckpointError if there are checkpoints and none is good: starting afresh would
     hide the loss.
     """
     problems: list[CheckpointError] = []
-    for folder in checkpoints(root):
+    found = checkpoints(root)
+    passed = [folder for folder in found if _step_of(folder) in but]
+    for folder in [folder for folder in found if folder not in passed] + passed[::-1]:
         try:
             return load_checkpoint(folder), problems
         except CheckpointError as error:

@@ -73,11 +73,18 @@ class CheckpointWriter:
 
 def storage_error(folder: Path, step: int, error: Exception, *, needed: int = 0) -> StorageError:
     """What to tell when `step` cannot be recorded in `folder`, with the bytes needed and free."""
-    place = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
     need = f"{needed / 1e6:,.1f} MB are needed, " if needed else ""
     return StorageError(
-        f"Step {step} cannot be recorded in {folder}: {error} "
-        f"({need}{shutil.disk_usage(place).free / 1e6:,.1f} MB are free)",
+        f"Step {step} cannot be recorded in {folder}: {error} ({need}{_free(folder)})",
         "A run goes on only if its state can be saved",
         "Make room, then type the same command: it goes on from the last good checkpoint",
     )
+
+
+def _free(folder: Path) -> str:
+    """How much room there is for `folder`, in words; a disk that is gone cannot tell."""
+    try:
+        place = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
+        return f"{shutil.disk_usage(place).free / 1e6:,.1f} MB are free"
+    except OSError as error:
+        return f"what is free cannot be read: {error}"

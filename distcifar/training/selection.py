@@ -21,7 +21,8 @@ def stage_at(recipe: Recipe, epoch: int) -> tuple[Stage, int]:
 def best_steps(recipe: Recipe, epochs: Iterable[Mapping[str, Any]], count: int) -> list[int]:
     """The steps of the `count` best of these epoch rows, the best first."""
     name, sign = f"{recipe.select_on}/{recipe.select_metric}", 1 if recipe.select_metric == "accuracy" else -1
-    measured = [row for row in epochs if math.isfinite(row.get(name, math.nan))]
+    loss = f"{recipe.select_on}/loss"  # an epoch whose loss is NaN is no candidate, as in `choose`
+    measured = [row for row in epochs if math.isfinite(row.get(loss, math.nan))]
     ranked = sorted(measured, key=lambda row: sign * row[name], reverse=True)  # stable: of equal ones the first
     return [row["step"] for row in ranked[:count]]
 

@@ -116,8 +116,10 @@ class TrainState:
             raise KeyError(f"tensors {sorted(set(tensors) ^ set(scalars['tensors']))}")
         self.model.load_state_dict(_under(tensors, "model."))
         averaged = _under(tensors, "ema.")
-        if self.ema is not None and averaged:  # without: a branch that has just switched it on
+        if self.ema is not None and averaged:
             self.ema.load_state_dict(averaged)
+        elif self.ema is not None:  # a branch that has just switched it on
+            self.ema.module.load_state_dict(self.model.state_dict())
         slots: dict[str, Weights] = {}
         for name, value in _under(tensors, "optim.").items():
             parameter, _, slot = name.rpartition(".")

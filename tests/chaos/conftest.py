@@ -1,16 +1,14 @@
 """Faults are tried and counted: a few of each in the default run, all of them with --chaos all (`make chaos`).
 
-With all of them docs/reliability.md is written from what happened.
+With --reliability docs/reliability.md that page is written from what happened.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from tests.chaos.table import Trial, write_table
 
-RELIABILITY = Path(__file__).parents[2] / "docs" / "reliability.md"
 TRIALS = pytest.StashKey[list[Trial]]()
 
 Record = Callable[[Trial], None]
@@ -28,12 +26,13 @@ def tries(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest) -> Iterator[Record]:
+def record(request: pytest.FixtureRequest) -> Record:
     """Takes each Trial for the table."""
-    yield request.config.stash[TRIALS].append
+    return request.config.stash[TRIALS].append
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     trials = session.config.stash[TRIALS]
-    if session.config.getoption("--chaos") == "all" and trials:
-        write_table(RELIABILITY, trials)
+    path = session.config.getoption("--reliability")
+    if path is not None:
+        write_table(path, trials)

@@ -43,7 +43,9 @@ class Program:
         assert self.wait() == 0, self.errors()
 
     def kill(self) -> None:
-        """SIGKILL to the program itself, nothing else; waits until it and its workers are gone."""
+        """SIGKILL to the program itself, nothing else; waits until it and its workers are gone. It may have ended."""
+        if self.process.poll() is not None:
+            return
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait(PATIENCE)

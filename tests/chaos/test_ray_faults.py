@@ -1,5 +1,6 @@
 """Workers that die or stand still, on a real Ray cluster: the run goes on by itself, to the same end."""
 
+import contextlib
 import os
 import random
 import signal
@@ -27,8 +28,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def workers(program: Program) -> list[psutil.Process]:
     """The program's Ray workers that train."""
-    children = psutil.Process(program.process.pid).children(recursive=True)
-    return [child for child in children if child.name().startswith("ray::RayTrainWo")]
+    found = []
+    for child in psutil.Process(program.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            if child.name().startswith("ray::RayTrainWo"):
+                found.append(child)
+    return found
 
 
 def starts(program: Program) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distcifar.tracking.journal import COLUMNS, Journal, JournalFollower, read_rows
+from distcifar.tracking.journal import COLUMNS, Journal, JournalFollower, append_event, read_events, read_rows
 
 
 def step_row(step: int, loss: float = 1.5) -> dict[str, Any]:
@@ -215,3 +215,68 @@ def test_a_follower_beside_a_writer_that_appends_and_restarts_misses_and_doubles
     writer.join()
     told += follower.new_rows()
     assert places(told) == places(run_rows(1, last))
+
+
+def texts(events: list[dict[str, Any]]) -> list[str]:
+    return [event["text"] for event in events]
+
+
+def test_events_have_facts_and_come_back_without_half_written_lines(tmp_path: Path):
+    append_event(tmp_path, "start", "one", step=0, launch="a")
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write('{"time": "2026-01-01T00:00')
+    append_event(tmp_path, "hang", "two", rank=3)
+    events = read_events(tmp_path)
+    assert texts(events) == ["one", "two"]
+    assert (events[0]["launch"], events[1]["rank"]) == ("a", 3)
+    assert read_events(tmp_path / "nothing") == []
+
+
+def test_any_rank_may_add_events_beside_the_others(tmp_path: Path):
+    def add(rank: int) -> None:
+        for number in range(30):
+            append_event(tmp_path, "failure", f"{rank}/{number} 猫" + "x" * 300, rank=rank)
+
+    ranks = [threading.Thread(target=add, args=(rank,)) for rank in range(4)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    events = read_events(tmp_path)
+    assert len(events) == 120
+    for rank in range(4):
+        assert [e["text"].split()[0] for e in events if e["rank"] == rank] == [f"{rank}/{n}" for n in range(30)]
+
+
+def test_a_follower_tells_events_and_passes_over_one_that_a_killed_process_left_half_written(tmp_path: Path):
+    """Before the follower's start and after it: the driver that follows must not die of what a worker's death left."""
+    append_event(tmp_path, "start", "old")
+    half = '{"time": "2026-01-01T00:00'
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write(half)
+    append_event(tmp_path, "continue", "older")
+    follower = JournalFollower(tmp_path)
+    append_event(tmp_path, "failure", "one")
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write(half)
+    assert texts(follower.new_rows()) == ["one"]
+    append_event(tmp_path, "continue", "two")
+    assert texts(follower.new_rows()) == ["two"]
+    assert follower.new_rows() == []
+
+
+def test_a_file_that_happens_to_get_the_old_ones_inode_is_still_another_file(tmp_path: Path):
+    """File systems give the number of a removed file to the next one: two restarts between two looks."""
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "aside"
+
+    def replaced_by(rows: list[dict[str, Any]]) -> int:
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        aside.replace(path)
+        return path.stat().st_ino
+
+    first = replaced_by([row | {"note": "x" * 300} for row in run_rows(1, 5)])
+    follower = JournalFollower(tmp_path)
+    for _ in range(10):
+        if replaced_by(run_rows(1, 9)) == first:
+            break
+    assert places(follower.new_rows()) == places(run_rows(6, 9))

@@ -133,6 +133,46 @@ def test_the_rate_of_each_step_is_the_stages_rate_times_its_schedule():
     assert used == [pytest.approx([rate, 10 * rate]) for rate in expected]
 
 
+def test_a_wish_to_stop_before_the_first_step_is_heard_and_nothing_is_trained():
+    state, data = fresh(small_recipe())
+    before = {name: value.clone() for name, value in state.tensors().items()}
+    (report,) = reports(state, data, options=FitOptions(should_stop=lambda: True))
+    assert isinstance(report, StepReport)
+    assert (report.rows, report.save, report.stopping) == ([], True, True)
+    assert differing_tensors(state.tensors(), before) == []
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_a_wish_to_stop_inside_an_evaluation_leaves_the_epoch_to_the_next_start(batch: int):
+    whole, data = fresh(NORM_RECIPE)
+    rows = train(whole, data)
+    state, data = fresh(NORM_RECIPE)
+    where: list[tuple[str, int]] = []
+    options = FitOptions(should_stop=lambda: ("evaluate", batch) in where, on_stage=lambda *place: where.append(place))
+    first = train(state, data, options=options)
+    assert (state.progress.step, state.progress.epoch, state.progress.epoch_step) == (3, 0, 3)
+    assert where[-1] == ("evaluate", batch), "it is heard before the next batch"
+    assert first + train(state, data) == rows
+    assert differing_tensors(state.tensors(), whole.tensors()) == []
+
+
+def test_a_wish_to_stop_inside_the_final_measurement_gives_no_summary():
+    state, data = fresh(small_recipe(epochs=1))
+    train(state, data)
+    assert summarise(state, data, ONE, interrupted=lambda batch, world: batch == 1) is None
+    clocks = {"seconds": 0, "images_per_s": 0}
+    later = summarise(state, data, ONE, interrupted=lambda batch, world: False)
+    assert later | clocks == summarise(state, data, ONE) | clocks
+
+
+def test_each_stage_of_a_round_is_told_with_its_step():
+    state, data = fresh(small_recipe(epochs=1))
+    told: list[tuple[str, int]] = []
+    train(state, data, options=FitOptions(on_stage=lambda *place: told.append(place)))
+    round_ = [place for step in range(3) for place in (("data", step), ("step", step), ("report", step + 1))]
+    assert told == [*round_, ("data", 3), ("evaluate", 0), ("evaluate", 1), ("evaluate", 2)]
+
+
 # Modes
 
 

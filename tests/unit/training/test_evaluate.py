@@ -1,5 +1,7 @@
 """Contract 4: every sample is counted exactly once, at any world and batch size, by a net in evaluation mode."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -95,3 +97,42 @@ def test_modes_come_back_after_an_error_too():
         assert [module.training for module in net.modules()] == [False] * 3
         raise ZeroDivisionError
     assert [module.training for module in net.modules()] == [True, True, False]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize(("test", "eval_batch"), [(17, 10), (17, 1), (17, 4), (4, 2), (1, 1)])
+def test_all_ranks_are_asked_equally_often_whether_to_stop(size: int, test: int, eval_batch: int):
+    """The question is a collective: a rank that asks once more waits for ever."""
+    asked: list[list[int]] = []
+    so_far: list[torch.Tensor] = []
+    for plain in rank_worlds(size):
+        world = OneAfterAnother(plain.rank, plain.size)
+        object.__setattr__(world, "so_far", so_far)
+        state, data = fresh(small_recipe(), world, test=test, eval_batch=eval_batch)
+        mine: list[int] = []
+        asked.append(mine)
+        with contextlib.suppress(RuntimeError):  # ranks that have not heard of the others miss samples
+            evaluate(
+                state.model, data.loaders.test, world, **SETTINGS,
+                interrupted=lambda number, world, mine=mine: bool(mine.append(number)),
+            )  # fmt: skip
+    assert asked == [asked[0]] * size
+    assert asked[0] == list(range(len(asked[0])))
+    if size == 1:
+        assert len(asked[0]) == -(-test // eval_batch)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_an_interrupted_evaluation_has_no_result_and_leaves_nothing_changed(batch: int):
+    state, data = fresh(small_recipe(model=NORM_CNN))
+    state.model.train()
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    seen: list[int] = []
+    state.model.register_forward_hook(lambda *_: seen.append(1))
+    result = evaluate(
+        state.model, data.loaders.test, ONE, **SETTINGS, interrupted=lambda number, world: number == batch
+    )
+    assert result is None
+    assert len(seen) == batch, "the rest of the split is not read"
+    assert state.model.training
+    assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distcifar.config import Recipe, ScheduleConfig, Stage
 from distcifar.training.metrics import Evaluation
-from distcifar.training.selection import choose, stage_at
+from distcifar.training.selection import best_steps, choose, stage_at
 from distcifar.training.state import TrainState
 from tests.support import fresh, small_recipe
 
@@ -115,3 +117,36 @@ def test_epochs_belong_to_stages_one_after_another():
     assert found == [(0.05, 0), (0.05, 1), (0.3, 0), (0.1, 0), (0.1, 1), (0.1, 2)]
     with pytest.raises(ValueError, match="past"):
         stage_at(recipe, 6)
+
+
+RESULTS = st.lists(
+    st.tuples(st.sampled_from([0.5, 1.0, 2.0, NAN, float("inf")]), st.sampled_from([0.0, 0.25, 0.5])), max_size=9
+)
+TEMPLATE, _ = fresh(small_recipe())
+
+
+@given(RESULTS, st.sampled_from(["accuracy", "loss"]), st.integers(0, 4))
+def test_the_best_checkpoints_that_are_kept_are_those_of_the_best_epochs(results: list, metric: str, count: int):
+    """Their first is the one that `choose` has chosen, also where a loss was no number."""
+    recipe = small_recipe(epochs=99, select_metric=metric)
+    state = TEMPLATE
+    state.progress = type(state.progress)()
+    rows: list[dict[str, Any]] = []
+    for number, (loss, accuracy) in enumerate(results, 1):
+        state.progress.epoch, state.progress.step = number, 3 * number
+        choose(recipe, state, measured(loss, accuracy))
+        rows.append({"step": 3 * number, "validation/loss": loss, "validation/accuracy": accuracy})
+    steps = best_steps(recipe, rows, count)
+    assert len(steps) <= count
+    values = {row["step"]: row[f"validation/{metric}"] * (1 if metric == "accuracy" else -1) for row in rows}
+    assert [values[step] for step in steps] == sorted((values[step] for step in steps), reverse=True)
+    if steps:
+        assert steps[0] == state.progress.best_step
+    elif count:
+        assert state.progress.best_step == 0
+
+
+def test_epochs_that_were_not_measured_are_no_candidates():
+    rows = [{"step": 3}, {"step": 6, "validation/loss": 1.0, "validation/accuracy": 0.5}, {"step": 9}]
+    assert best_steps(small_recipe(), rows, 5) == [6]
+    assert best_steps(small_recipe(select_on="last"), rows, 5) == []

@@ -1,7 +1,7 @@
 """TrainState: nothing is missing from what is saved, and what is loaded is what was saved."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache
 
 import pytest
@@ -156,3 +156,27 @@ def test_a_stage_starts_from_the_best_weights_with_nothing_of_the_optimizer_left
     assert state.progress.plateau == Plateau()
     state.ema.update_parameters(state.model)
     assert differing_tensors(state.evaluated.state_dict(), best) == [], "the average starts anew, too"
+
+
+def test_a_state_with_an_average_is_loaded_into_one_without_and_the_other_way_round():
+    """What a branch does that switches the average off or on."""
+    averaged, plain = RECIPES["adam with an average"], replace(RECIPES["adam with an average"], ema_decay=0.0)
+    saved = trained("adam with an average")
+    without, _ = fresh(plain)
+    without.load(saved.tensors(), through_json(saved.scalars()), saved.chosen_weights())
+    assert without.ema is None
+    assert differing_tensors(without.model.state_dict(), saved.model.state_dict()) == []
+    again, _ = fresh(averaged)
+    again.load(without.tensors(), through_json(without.scalars()), without.chosen_weights())
+    again.ema.update_parameters(again.model)
+    assert differing_tensors(again.evaluated.state_dict(), saved.model.state_dict()) == [], "the first step copies"
+
+
+def test_the_optimizers_tensors_go_by_the_names_of_their_weights_and_not_by_their_order():
+    """Other groups (a head with a rate of its own) have another order; the momentum stays with its weight."""
+    recipe = RECIPES["momentum"]
+    saved = trained("momentum")
+    loaded, _ = fresh(replace(recipe, optim=replace(recipe.optim, head_lr_factor=3.0, bias_lr_factor=2.0)))
+    assert len(loaded.optimizers[0].param_groups) > len(saved.optimizers[0].param_groups)
+    loaded.load(saved.tensors(), through_json(saved.scalars()), saved.chosen_weights())
+    assert differing_tensors(loaded.tensors(), saved.tensors()) == []

@@ -162,3 +162,29 @@ def test_fp16_scales_the_loss_and_skips_a_step_with_an_infinite_gradient():
     assert math.isfinite(result.grad_norm.item())
     assert result.grad_norm.item() < 100, "the norm is reported without the scale"
     assert not torch.equal(next(state.model.parameters()).detach(), before[0])
+
+
+@pytest.mark.parametrize("microbatch", [1, 2, 3, 5, 8, 9])
+def test_a_microbatch_bounds_the_images_in_one_pass_and_leaves_the_gradient(microbatch: int):
+    """Down to two images: BatchNorm needs as many."""
+    recipe = small_recipe(optim=SGD)
+    whole, batch = batch_of(recipe, LAST)
+    train_step(whole.model, whole, recipe, batch, World())
+    state, batch = batch_of(recipe, LAST)
+    seen: list[int] = []
+    state.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    train_step(state.model, state, recipe, batch, World(), microbatch=microbatch)
+    assert sum(seen) == 8
+    assert max(seen) <= max(2, microbatch)
+    torch.testing.assert_close(gradients(state), gradients(whole), rtol=1e-5, atol=1e-6)
+    assert torch.equal(state.tally.sums[1:], whole.tally.sums[1:])
+
+
+def test_the_smaller_of_microbatch_and_accumulated_parts_counts():
+    recipe = small_recipe(optim=replace(SGD, accumulate=4))
+    for microbatch, parts in ((0, 4), (6, 4), (2, 4), (8, 4)):
+        state, batch = batch_of(recipe, LAST)
+        seen: list[int] = []
+        state.model.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(len(inputs[0])))
+        train_step(state.model, state, recipe, batch, World(), microbatch=microbatch)
+        assert len(seen) == parts
