@@ -86,15 +86,17 @@ class RunRecorder:
         self._lock = FileLock(job.folder.with_name(f".{job.folder.name}.writer.lock"))
         try:
             self._lock.acquire(timeout=WRITER_SECONDS, poll_interval=0.1)
+            self.journal = Journal(job.folder)
+            require_progress(self.journal, job.launch)
         except Timeout:
             raise RunError(
                 f"Another process writes into {job.folder}",
                 "A run has one primary worker",
                 "Wait for the other one to end, or choose another --name",
             ) from None
-        self.journal = Journal(job.folder)
-        try:
-            require_progress(self.journal, job.launch)
+        except OSError as error:
+            self._lock.release()
+            raise storage_error(job.folder, 0, error) from error
         except RunError:
             self._lock.release()
             raise
