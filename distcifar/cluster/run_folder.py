@@ -40,6 +40,9 @@ def only_launch(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not folder.exists():  # a mistake leaves nothing behind
+            for left in folder.parent.glob(f".{folder.name}.*lock"):
+                left.unlink(missing_ok=True)
         lock.release()
 
 
