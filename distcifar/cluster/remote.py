@@ -2,26 +2,48 @@
 
 import queue
 import threading
+import time
 import uuid
 from importlib import import_module
 from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
 
 from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.session import Workers, ray_session
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
 from distcifar.errors import DistcifarError, RunError
-from distcifar.tracking.journal import JournalFollower
+from distcifar.tracking.journal import JournalFollower, append_event
 
 FOLLOW_SECONDS = 0.3  # how often the driver looks for new rows
+QUIET_SECONDS = 20.0  # without a row, after which it looks whether the cluster has become too small
 
 
 def fit_on_ray(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
     """The primary's answer of `train_worker` (cluster/worker.py).
 
+    When Ray's controller of the workers dies, they die with it, and what they held of the cluster is free only after
+    this program has left: it connects anew and starts again.
+    """
+    announce("Starting workers on Ray; half a minute on two cores")
+    for left in reversed(range(job.spec.max_failures + 1)):
+        result = _fit_once(job, listen, announce)
+        if not isinstance(result, RayActorError) or not left:
+            break
+        append_event(job.folder, "failure", "Ray's controller died")
+        announce("Ray's controller died: starting it and the workers again")
+    if isinstance(result, BaseException):
+        raise _own_error(result)
+    return result
+
+
+def _fit_once(job: Job, listen: Listener, announce: Announce) -> Any:
+    """One connection to Ray and what came of it: the answer, or what was raised.
+
     Ray's fit() runs in a thread, so that this one can follow the journal and take signals; torch is imported in
     another while Ray's processes start.
     """
-    announce("Starting workers on Ray; half a minute on two cores")
     loading = threading.Thread(target=import_module, args=("distcifar.cluster.trainer",), daemon=True)
     loading.start()
     with ray_session(job.spec) as workers, stop_on_signals(StopRequest(job.folder), announce):
@@ -29,17 +51,26 @@ def fit_on_ray(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]
         announce(f"{workers.count} worker(s) with {workers.cpus} CPU(s)" + " and a GPU" * workers.gpu)
         answer: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=_fit, args=(job, workers, answer), daemon=True).start()
-        follower = JournalFollower(job.folder)
-        result = None
-        while result is None:
-            try:
-                result = answer.get(timeout=FOLLOW_SECONDS)
-            except queue.Empty:
-                result = None
-            for row in follower.new_rows():
-                listen(row)
-    if isinstance(result, BaseException):
-        raise _own_error(result)
+        return _followed(job, workers, answer, listen, announce)
+
+
+def _followed(job: Job, workers: Workers, answer: "queue.Queue[Any]", listen: Listener, announce: Announce) -> Any:
+    """Tells the journal's new rows until there is an answer; and what a cluster lacks that has become too small."""
+    follower, result, told = JournalFollower(job.folder), None, ""
+    last_row = time.monotonic()
+    while result is None:
+        try:
+            result = answer.get(timeout=FOLLOW_SECONDS)
+        except queue.Empty:
+            result = None
+        for row in follower.new_rows():
+            listen(row)
+            last_row = time.monotonic()
+        if result is None and time.monotonic() - last_row > QUIET_SECONDS:
+            last_row, missing = time.monotonic(), workers.missing(ray.cluster_resources())
+            if missing and missing != told:
+                announce(missing)
+            told = missing
     return result
 
 

@@ -31,6 +31,16 @@ class Workers:
         """Ray's resources of one worker."""
         return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if self.gpu else {})
 
+    def missing(self, have: dict[str, float]) -> str:
+        """What a cluster with resources `have` lacks for the training to go on, in words; "" for nothing."""
+        needed = self.least or self.count
+        short = [
+            f"{int(have.get(name, 0))} {name}s of {needed * each:.0f}"
+            for name, each in self.resources().items()
+            if have.get(name, 0) < needed * each
+        ]
+        return f"Waiting for nodes: the cluster has {' and '.join(short)} that {needed} worker(s) need" if short else ""
+
 
 @contextmanager
 def ray_session(spec: RunSpec) -> Iterator[Workers]:

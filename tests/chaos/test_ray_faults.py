@@ -108,3 +108,23 @@ def test_a_run_that_dies_three_times_at_one_step_gives_up_and_says_so(place: Pat
     kept = code == 4 and "The run failed 3 times after step" in told and "Traceback" not in told
     record(Trial("dies at the same step every time", "stops after three times and says why", kept))
     assert kept, (code, told)
+
+
+def test_rays_controller_dies_and_is_started_again(place: Path, record: Record):
+    words = (*TWO, "--epochs", "8")
+    whole = Program(place, "whole-of-8", *words)
+    whole.finish()
+    program = Program(place, "headless", *words)
+    program.wait_until(lambda: program.step() >= 70, "step 70")
+    before, reached = starts(program), program.step()
+    children = psutil.Process(program.process.pid).children(recursive=True)
+    next(child for child in children if child.name().startswith("ray::TrainContr")).kill()
+    killed = time.monotonic()
+    program.wait_until(lambda: starts(program) > before, "a new start")
+    resumed = [event for event in read_events(program.folder) if event["kind"] == "continue"][-1]["step"]
+    program.wait_until(lambda: program.step() > resumed, "a new step")
+    seconds = time.monotonic() - killed
+    program.finish()
+    alike = same_end(program.folder, whole.folder)
+    record(Trial("Ray's controller dies", "goes on by itself, same end", alike, reached - resumed, seconds))
+    assert alike

@@ -64,12 +64,12 @@ def moment(rng: random.Random, program: Program, phase: str) -> tuple[Callable[[
 
 
 TRIES = {"start-up": 5, "compile": 2, "train": 5, "evaluate": 4, "save": 4}  # of --chaos all: twenty
-SAMPLE = ("evaluate", "save")
+SLOWED = ("evaluate", "save")
 
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    "phase", [phase if phase in SAMPLE else pytest.param(phase, marks=pytest.mark.slow) for phase in TRIES]
+    "phase", [phase if phase == "evaluate" else pytest.param(phase, marks=pytest.mark.slow) for phase in TRIES]
 )
 def test_sigterm_leaves_a_checkpoint_that_is_at_most_a_step_old(
     place: Path, whole: Path, phase: str, tries: Callable[[int, int], int], record: Record, monkeypatch
@@ -84,7 +84,7 @@ def test_sigterm_leaves_a_checkpoint_that_is_at_most_a_step_old(
         name = f"{phase}-{number}"
         monkeypatch.setitem(ENVIRONMENT, "SLOW", phase)  # read by slow_train.py
         monkeypatch.setitem(ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR", str(place / name))  # compile anew
-        program = Program(place, name, *words, script=SLOW if phase in SAMPLE else TRAIN)
+        program = Program(place, name, *words, script=SLOW if phase in SLOWED else TRAIN)
         program.wait_until(*moment(random.Random(name), program, phase))
         program.process.send_signal(signal.SIGTERM)
         sent = time.monotonic()
@@ -102,7 +102,9 @@ def test_sigterm_leaves_a_checkpoint_that_is_at_most_a_step_old(
         assert kept, f"{name}: {lost=} {loadable=} {alike=} {took=:.1f}"
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("workers", [1, 2])
 def test_sigkill_of_the_program_and_the_same_command_ends_alike(
     place: Path, workers: int, tries: Callable[[int, int], int], record: Record
 ):
