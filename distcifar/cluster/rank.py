@@ -6,6 +6,7 @@ a test brings others.
 
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -175,14 +176,15 @@ def _train(
         microbatch=known_microbatch(job),
         compile=job.spec.compile,
     )
-    for report in _alike(world, fit(job.recipe, state, data.loaders, world, options)):
+    for report in _guarded(world, fit(job.recipe, state, data.loaders, world, options)):
         recorder.record(report)
         if isinstance(report, EpochReport):
             after_epoch(report.metrics())
         elif report.stopping:
             return _stopped(state, recorder, world)
     _require_recorded(recorder, world)
-    summary = summarise(state, data, world, interrupted=options.interrupted)
+    with _alone(world):
+        summary = summarise(state, data, world, interrupted=options.interrupted)
     if summary is None:
         return _stopped(state, recorder, world)
     recorder.finish(summary)
@@ -190,14 +192,20 @@ def _train(
     return {"summary": summary}
 
 
-def _alike(world: World, reports: Iterator[Report]) -> Iterator[Report]:
-    """`reports`; what a user can mend is raised as such only where all ranks raise it.
+def _guarded(world: World, reports: Iterator[Report]) -> Iterator[Report]:
+    with _alone(world):
+        yield from reports
+
+
+@contextmanager
+def _alone(world: World) -> Iterator[None]:
+    """Within, what a user can mend is raised as such only where all ranks raise it.
 
     A rank that has met it alone (a disk that cannot be read) fails as for a bug: the others wait for it, and Ray
     starts all of them again.
     """
     try:
-        yield from reports
+        yield
     except DivergenceError:
         raise
     except DistcifarError as error:

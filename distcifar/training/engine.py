@@ -109,11 +109,12 @@ def _train_epoch(
             state.start_stage()
     training = not (recipe.eval_mode_after_first_epoch and progress.epoch > 0)
     _set_mode(net, recipe, state, training=training)
+    modes = [(module, module.training) for module in state.model.modules()]
     steps = StepLog(loader.steps_per_epoch)
     options.on_stage("data", progress.step)
     for batch in steps.timed(loader.batches(progress.epoch, progress.epoch_step)):
         options.on_stage("step", progress.step)
-        if state.model.training != training:
+        if any(module.training != mode for module, mode in modes):
             raise RuntimeError("the model's train/eval mode was changed inside the epoch")
         torch.manual_seed(step_seed(recipe.seed, progress.step, world.rank))
         progress.lr = learning_rate(recipe, state, loader.steps_per_epoch)

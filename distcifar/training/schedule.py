@@ -54,7 +54,7 @@ def _shape(config: ScheduleConfig, epoch: float, epochs: int, steps_per_epoch: i
             return plateau.factor
         case "onecycle":
             last = (epochs * steps_per_epoch - 1) / steps_per_epoch  # the last step ends at `final`
-            return _onecycle(config, min(1.0, epoch / last) if last > 0 else 1.0)
+            return _onecycle(config, min(1.0, epoch / last) if last > 0 else config.peak)  # a single step: at the peak
 
 
 def _onecycle(config: ScheduleConfig, progress: float) -> float:

@@ -11,8 +11,8 @@ from statistics import median
 
 TEXT = """# Reliability, as tried
 
-Made by `make chaos` ({command}) on {day}, {machine}. Each line is a fault that was brought upon real runs; every run
-was then compared with one that nothing had happened to. "Work lost" is what had to be computed again (steps of the
+Made by `make chaos` on {day}, {machine}. Each line is a fault that was brought
+upon real runs; every run was then compared with one that nothing had happened to. "Work lost" is what had to be computed again (steps of the
 optimizer), "time to go on" the time from the fault to the next new step, process starts included.
 
 | fault | tried | as promised | outcome | work lost: median, most | time to go on: median, most |
@@ -38,9 +38,7 @@ def write_table(path: Path, trials: Sequence[Trial]) -> None:
     ranked = sorted(trials, key=lambda trial: order.index(trial.fault))
     rows = [_row(fault, list(group)) for fault, group in groupby(ranked, key=lambda trial: trial.fault)]
     machine = f"{len(os.sched_getaffinity(0))} cores of {_processor()}, Python {platform.python_version()}, no GPU"
-    text = TEXT.format(
-        command="pytest tests/chaos --chaos all", day=date.today(), machine=machine, rows="\n".join(rows)
-    )
+    text = TEXT.format(day=date.today(), machine=machine, rows="\n".join(rows))
     path.write_text(text)
 
 

@@ -234,6 +234,15 @@ def test_a_caller_that_changes_the_mode_between_steps_is_found_out(faithful: boo
         next(run)
 
 
+def test_a_caller_that_changes_the_mode_of_a_part_is_found_out():
+    state, data = fresh(NORM_RECIPE)
+    run = reports(state, data)
+    next(run)
+    next(module for module in state.model.modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
+    with pytest.raises(RuntimeError, match="mode was changed"):
+        next(run)
+
+
 def test_frozen_norms_stay_in_evaluation_mode_and_keep_their_statistics():
     """freeze_bn_stats on a small net: the torchvision ones, for which it is meant, take minutes here."""
     recipe = small_recipe(model=NORM_CNN)

@@ -98,6 +98,10 @@ def test_onecycle_starts_low_peaks_at_one_and_ends_at_final():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+def test_a_onecycle_of_a_single_step_learns():
+    assert ours(ScheduleConfig(name="onecycle", every="step"), epochs=1, steps=1) == [1.0]
+
+
 # Printed by the users' own scripts (../shared/seeds/003), one number an epoch, in full.
 PRINTED = {
     "R13 run 1": (0.08, "cosine", [
