@@ -11,9 +11,10 @@ from statistics import median
 
 TEXT = """# Reliability, as tried
 
-Made by `make chaos` on {day}, {machine}. Each line is a fault that was brought
-upon real runs; every run was then compared with one that nothing had happened to. "Work lost" is what had to be computed again (steps of the
-optimizer), "time to go on" the time from the fault to the next new step, process starts included.
+Made by `make chaos` on {day}, {machine}. Each line is a fault that was
+brought upon real runs; every run was then compared with one that nothing had happened to. "Work lost" is what had to be
+computed again (steps of the optimizer), "time to go on" the time from the fault to the next new step, process starts
+included.
 
 | fault | tried | as promised | outcome | work lost: median, most | time to go on: median, most |
 |---|---:|---:|---|---|---|
