@@ -146,7 +146,7 @@ def content_of(folder: Path) -> dict[str, bytes | None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         everything = metafunc.config.getoption("--chaos") == "all"
-        metafunc.parametrize("seed", range(104 if everything else 16))
+        metafunc.parametrize("seed", range(104 if everything else 8))
 
 
 def test_a_damage_is_detected_and_the_checkpoint_before_is_taken(
