@@ -4,7 +4,7 @@
 ##                    NAME=first                         the run's name: its folder under runs/
 ##                    ARGS="--optim.lr 0.2"              anything else that jobs/train.py takes
 ##  make test       runs the tests          ARGS="-k curves", ARGS="-m slow", ...
-##  make chaos      tries every fault of docs/reliability.md on real runs, and writes that page (half an hour)
+##  make chaos      tries every fault of docs/reliability.md on real runs, and writes that page (three quarters of an hour)
 ##  make lint       checks style and types
 ##  make setup      only the set-up, which every target does when it is due
 ##                    PYTHON=python3.12                  for another Python than the system's

@@ -17,13 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distcifar.config import DataConfig
-from distcifar.data.benchmark import compare_loaders
-from distcifar.data.build import open_data
 from distcifar.data.prepare import PreparedData, prepare
 from distcifar.recipes import get_recipe
-from distcifar.training.allocator import keep_freed_memory
-from distcifar.training.benchmark import measure_saving
-from distcifar.world import World
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,8 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    from distcifar.training.allocator import keep_freed_memory
+
     root = Path(arguments.data_root).absolute()
     data = prepare(DataConfig(dataset=arguments.dataset), root, arguments.source, announce=print)
     keep_freed_memory()  # as a training does
@@ -59,6 +56,8 @@ def main(argv: list[str]) -> int:
 
 
 def loader(arguments: Arguments, data: PreparedData) -> Table:
+    from distcifar.data.benchmark import compare_loaders
+
     rows = compare_loaders(data.train, rounds=arguments.rounds, threads=arguments.threads)
     table = Table("path", "images/s", "lowest", "highest", "x DataLoader", "x FFCV's own")
     for row in rows:
@@ -69,6 +68,10 @@ def loader(arguments: Arguments, data: PreparedData) -> Table:
 
 
 def saving(arguments: Arguments, data: PreparedData) -> Table:
+    from distcifar.data.build import open_data
+    from distcifar.training.benchmark import measure_saving
+    from distcifar.world import World
+
     recipe = get_recipe("resnet18")
     opened = open_data(recipe, data.folder, World(), mode="auto", threads=arguments.threads)
     with tempfile.TemporaryDirectory(dir=arguments.data_root) as folder:

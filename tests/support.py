@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import connection
@@ -122,6 +123,17 @@ def differing_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) ->
     """The names that only one has, or whose tensors are not bitwise equal."""
     both = a.keys() & b.keys()
     return sorted((a.keys() ^ b.keys()) | {name for name in both if not torch.equal(a[name], b[name])})
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny tensors on a busy machine: threads would wait for each other longer than they compute."""
+    threads, numbas = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    numba.set_num_threads(numbas)
 
 
 def rank_worlds(size: int) -> list[World]:

@@ -6,7 +6,7 @@ a test brings others.
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -51,7 +51,9 @@ def train_rank(job: Job, world: World, *, listen: Listener, after_epoch: AfterEp
     except DistcifarError as error:
         return {"error": error}
     except Exception as error:
-        append_event(job.folder, "failure", f"rank {world.rank} on {platform.node()}: {type(error).__name__}: {error}")
+        with suppress(OSError):  # storage that is gone is not to hide the cause
+            text = f"rank {world.rank} on {platform.node()}: {type(error).__name__}: {error}"
+            append_event(job.folder, "failure", text)
         raise
     finally:
         recorder.close()

@@ -1,6 +1,5 @@
 """Starting from another run's checkpoint, and what may change on the way."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,21 +38,21 @@ def find_origin(path: Path) -> Origin:
 
     Raises CheckpointError for a damaged one, or where there is none.
     """
-    from distcifar.training.checkpoint import newest_good, verify  # imports torch: seconds
+    from distcifar.training.checkpoint import load_checkpoint, newest_good  # imports torch: seconds
 
     folder = path.absolute()
-    if not (folder / "manifest.json").exists():
-        checkpoint, _ = newest_good(folder / "checkpoints")
-        if checkpoint is None:
+    if (folder / "manifest.json").exists():
+        checkpoint = load_checkpoint(folder)
+    else:
+        newest, _ = newest_good(folder / "checkpoints")
+        if newest is None:
             raise CheckpointError(
                 f"{path} holds no checkpoint",
                 "--resume takes auto, never, a run directory or one of its checkpoints/step-*",
                 "Correct --resume",
             )
-        folder = checkpoint.folder
-    verify(folder)
-    recipe = from_dict(Recipe, json.loads((folder / "recipe.json").read_text()))
-    return Origin(folder, recipe, json.loads((folder / "state.json").read_text()))
+        checkpoint = newest
+    return Origin(checkpoint.folder, from_dict(Recipe, checkpoint.recipe), checkpoint.scalars)
 
 
 def extends(before: Recipe, now: Recipe) -> bool:
