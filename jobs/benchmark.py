@@ -7,7 +7,7 @@ examples:
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,8 +37,10 @@ class Arguments:
     """Interleaved rounds; the median is told."""
     threads: int = 2
     """Worker threads (FFCV, kernel) and processes (DataLoader)."""
-    steps: int = 10
+    steps: int = 40
     """saving: steps for each checkpoint."""
+    batch_size: int = 64
+    """saving: images in a step; a small one makes steps short, and a checkpoint's price easy to see."""
     debug: bool = False
     """Show tracebacks of mistakes."""
 
@@ -72,7 +74,7 @@ def saving(arguments: Arguments, data: PreparedData) -> Table:
     from distcifar.training.benchmark import measure_saving
     from distcifar.world import World
 
-    recipe = get_recipe("resnet18")
+    recipe = replace(get_recipe("resnet18"), batch_size=arguments.batch_size)
     opened = open_data(recipe, data.folder, World(), mode="auto", threads=arguments.threads)
     with tempfile.TemporaryDirectory(dir=arguments.data_root) as folder:
         found = measure_saving(recipe, opened, Path(folder), rounds=arguments.rounds, steps=arguments.steps)
