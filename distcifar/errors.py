@@ -49,3 +49,11 @@ class DivergenceError(DistcifarError):
     """NaN or Inf in the loss or the gradient: training stopped on all ranks at the same step."""
 
     exit_code = 3
+
+
+class TrackingError(DistcifarError):
+    """W&B cannot be reached or refuses, or what it has is not what is expected of it."""
+
+
+class RegistryError(DistcifarError):
+    """A model that may not be promoted, or an alias, a version or a registry that does not exist."""
