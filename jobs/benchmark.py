@@ -4,8 +4,10 @@ examples:
   python jobs/benchmark.py loader                 the data path against FFCV's own and a DataLoader, on CIFAR-10
   python jobs/benchmark.py loader --source cifar10.npz --rounds 9
   python jobs/benchmark.py saving                 what a checkpoint costs a training of resnet18
+  python jobs/benchmark.py tracking               what W&B, offline, costs a training of quick
 """
 
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +27,9 @@ from distcifar.recipes import get_recipe
 class Arguments:
     """What to measure."""
 
-    what: tyro.conf.Positional[Literal["loader", "saving"]]
-    """loader: images per second from a beton to normalised float32 batches. saving: the price of checkpoints."""
+    what: tyro.conf.Positional[Literal["loader", "saving", "tracking"]]
+    """loader: images per second from a beton to normalised float32 batches. saving, tracking: the price of checkpoints,
+    of W&B."""
     dataset: str = "cifar10"
     """Data set, as for jobs/prepare.py."""
     source: str = ""
@@ -38,9 +41,9 @@ class Arguments:
     threads: int = 2
     """Worker threads (FFCV, kernel) and processes (DataLoader)."""
     steps: int = 40
-    """saving: steps for each checkpoint."""
+    """saving, tracking: steps of a block."""
     batch_size: int = 64
-    """saving: images in a step; a small one makes steps short, and a checkpoint's price easy to see."""
+    """saving, tracking: images in a step; a small one makes steps short, and the price easy to see."""
     debug: bool = False
     """Show tracebacks of mistakes."""
 
@@ -52,8 +55,7 @@ def main(argv: list[str]) -> int:
     root = Path(arguments.data_root).absolute()
     data = prepare(DataConfig(dataset=arguments.dataset), root, arguments.source, announce=print)
     keep_freed_memory()  # as a training does
-    table = loader(arguments, data) if arguments.what == "loader" else saving(arguments, data)
-    Console(width=110).print(table)
+    Console(width=110).print((loader if arguments.what == "loader" else cost)(arguments, data))
     return 0
 
 
@@ -69,20 +71,19 @@ def loader(arguments: Arguments, data: PreparedData) -> Table:
     return table
 
 
-def saving(arguments: Arguments, data: PreparedData) -> Table:
+def cost(arguments: Arguments, data: PreparedData) -> Table:
+    from distcifar.cluster.benchmark import Place, saving_cost, tracking_cost
     from distcifar.data.build import open_data
-    from distcifar.training.benchmark import measure_saving
     from distcifar.world import World
 
-    recipe = replace(get_recipe("resnet18"), batch_size=arguments.batch_size)
+    measure, name = {"saving": (saving_cost, "resnet18"), "tracking": (tracking_cost, "quick")}[arguments.what]
+    recipe = replace(get_recipe(name), batch_size=arguments.batch_size)
     opened = open_data(recipe, data.folder, World(), mode="auto", threads=arguments.threads)
-    with tempfile.TemporaryDirectory(dir=arguments.data_root) as folder:
-        found = measure_saving(recipe, opened, Path(folder), rounds=arguments.rounds, steps=arguments.steps)
-    table = Table("resnet18", "")
-    table.add_row(f"{arguments.steps} steps without a checkpoint", f"{found['without']:.2f} s")
-    table.add_row(f"the same with one of {found['megabytes']:.0f} MB", f"{found['with']:.2f} s")
-    table.add_row("the loop stands still", f"{found['standstill'] * 1000:.0f} ms")
-    table.add_row("cost", f"{found['with'] / found['without'] - 1:.1%}")
+    table = Table(f"{name}, blocks of {arguments.steps} steps", "median")
+    with tempfile.TemporaryDirectory(dir=data.folder.parent) as folder:
+        place = Place(Path(folder), data, opened, dict(os.environ))
+        for row in measure(recipe, place, rounds=arguments.rounds, steps=arguments.steps):
+            table.add_row(*row)
     return table
 
 

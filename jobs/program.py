@@ -1,13 +1,24 @@
 """What all programs share: their mistakes are told in one message, their exit codes mean something."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from distcifar.config import RunSpec
 from distcifar.errors import DistcifarError
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
+VARIABLES = {
+    "RAY_ADDRESS": "address",  # set inside `ray job submit`
+    "WANDB_MODE": "wandb",
+    "WANDB_PROJECT": "project",
+    "WANDB_ENTITY": "entity",
+    "WANDB_RUN_GROUP": "group",
+}
 
 
 def command(*words: str) -> str:
@@ -15,6 +26,17 @@ def command(*words: str) -> str:
     python, here = Path(sys.executable), Path.cwd()
     python = python.relative_to(here) if python.is_relative_to(here) else python
     return shlex.join([str(python), sys.argv[0], *words])
+
+
+def from_environment(spec: RunSpec) -> RunSpec:
+    """`spec` with what Ray's and W&B's own variables say about fields that the command line has left alone."""
+    default = RunSpec()
+    found: dict[str, Any] = {
+        field: os.environ[variable]
+        for variable, field in VARIABLES.items()
+        if os.environ.get(variable) and getattr(spec, field) == getattr(default, field)
+    }
+    return replace(spec, **found)
 
 
 def run_program(main: Callable[[list[str]], int]) -> None:

@@ -7,16 +7,17 @@ examples:
   python jobs/train.py resnet18 --workers 2                two workers through Ray Train
   python jobs/train.py resnet18 --workers 2..8             as many as there are places for, while it runs
   python jobs/train.py quick --resume runs/a --branch --name b --optim.lr 0.01    from a's newest checkpoint on
+  python jobs/train.py quick --resume wandb:team/distcifar/a-3fa9c2   a run of another machine, with nothing but W&B
   python jobs/train.py RECIPE --help                       every field with its meaning
 """
 
 import os
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import tyro
-from program import INTERRUPTED, command, run_program
+from program import INTERRUPTED, command, from_environment, run_program
 
 from distcifar.cluster import ENVIRONMENT
 from distcifar.config import Recipe, RunSpec
@@ -55,28 +56,31 @@ def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
         description=named.description,
     )  # fmt: skip
     recipe = Recipe(**{field.name: getattr(chosen.recipe, field.name) for field in fields(Recipe)})
-    address = chosen.run.address or os.environ.get("RAY_ADDRESS", "")  # set inside `ray job submit`
-    return recipe, replace(chosen.run, address=address)
+    return recipe, from_environment(chosen.run)
 
 
 def main(argv: list[str]) -> int:
     recipe, spec = parse(argv)
+    environment = dict(os.environ)
+    os.environ.pop("WANDB_API_KEY", None)  # it is for the process that speaks with W&B, not for Ray's
     os.environ.update(ENVIRONMENT)
     from distcifar.cluster.launch import launch
     from distcifar.tracking.console import Display, result_table
 
     with Display(recipe) as display:
-        result = launch(recipe, spec, listen=display.show, announce=display.say)
+        result = launch(recipe, spec, listen=display.show, announce=display.say, environment=environment)
     if result.summary is None:
         display.say(f"Stopped at step {result.stopped_at} with a checkpoint in {result.folder}/checkpoints.")
         name = [] if spec.name else ["--name", result.folder.name]
         display.say(f"To go on: {command(*argv, *name)}")
         return INTERRUPTED
     from distcifar.insight.curves import draw_run
+    from distcifar.insight.samples import draw_samples
 
     draw_run(result.folder, result.summary)
+    draw_samples(result.folder, result.summary)
     display.console.print(result_table(result.summary))
-    display.say(f"Results: {result.folder} (curves.png, metrics.csv, summary.json, model/)")
+    display.say(f"Results: {result.folder} (curves.png, samples.png, metrics.csv, summary.json, model/)")
     display.say(f"Next: {command(recipe.name, '--seed', str(recipe.seed + 1))}, or another recipe (--help lists them)")
     return 0
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Few threads: the nets are tiny, processes are started that have as many again, and sums come out alike on any machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_MODE"] = "disabled"  # what is about tracking makes an environment of its own
 os.environ["WANDB_SILENT"] = "true"
 
 ROOT = Path(__file__).parents[1]

@@ -40,12 +40,18 @@ EXTRA_EDGES = {("distcifar/cluster/search.py", "recipes")}
 HOMES = {
     "ffcv": ("distcifar/data/",),
     "ray": ("distcifar/cluster/",),
-    "wandb": ("distcifar/tracking/wandb.py",),
+    "wandb": (
+        "distcifar/tracking/wandb.py",
+        "distcifar/tracking/wandb_registry.py",
+        "distcifar/tracking/wandb_artifacts.py",
+    ),
+    "wandb_workspaces": ("distcifar/insight/wandb_report.py",),
     "torchvision": ("distcifar/models/", "distcifar/data/"),
     "matplotlib": ("distcifar/insight/",),
     "tyro": ("jobs/",),
 }
 # The same, for imports that run when the module is imported. matplotlib costs a second and waits until it is needed.
+PROCESSES = ("distcifar/tracking/shipper.py", "distcifar/tracking/fetch.py")  # what the package itself starts with -m
 EAGER = {**HOMES, "matplotlib": ()}
 WITHOUT_TORCH = ("distcifar/config/", "distcifar/recipes/", "distcifar/errors.py", "distcifar/files.py")
 ASKS_FOR_THE_RANK = ("distcifar/world.py", "distcifar/cluster/rank.py")
@@ -148,7 +154,8 @@ def the_environment_is_read_in_jobs_only(source: Source) -> Offences:
 
 def importing_does_no_work(source: Source) -> Offences:
     for node in source.tree.body:
-        if isinstance(node, ast.If) and source.layer == "jobs" and ast.unparse(node.test) == "__name__ == '__main__'":
+        is_program = source.layer == "jobs" or source.path in PROCESSES
+        if isinstance(node, ast.If) and is_program and ast.unparse(node.test) == "__name__ == '__main__'":
             continue
         yield from _work(node)
 

@@ -2,9 +2,10 @@
 
 import gc
 import logging
+import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from distcifar.cluster.stopping import StopRequest
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.prepare import prepare
 from distcifar.errors import DistcifarError, ResourceError
+from distcifar.tracking.journal import append_event
+from distcifar.tracking.ship import Shipping
+from distcifar.tracking.tracker import Tracker
+
+SHIPPING_SECONDS = 90.0  # at most, that the program waits for W&B when the training is over
 
 
 @dataclass(frozen=True)
@@ -27,24 +33,67 @@ class RunResult:
     stopped_at: int | None
 
 
-def launch(recipe: Recipe, spec: RunSpec, *, listen: Listener, announce: Announce) -> RunResult:
+def launch(
+    recipe: Recipe,
+    spec: RunSpec,
+    *,
+    listen: Listener,
+    announce: Announce,
+    environment: Mapping[str, str] | None = None,
+) -> RunResult:
     """Trains `recipe` as `spec` says; continues the run of that name if it is unfinished.
 
-    listen: given each metrics row as it comes. announce: given sentences for the user. Raises the error family.
+    listen: given each metrics row as it comes. announce: given sentences for the user. environment: of the processes
+    that speak with W&B, and of no other: the account's key may be in it. Raises the error family.
     """
+    environment = environment or {}
     data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
     folder = run_folder(recipe, spec)
     with only_launch(folder):
-        claim_run(recipe, spec, folder, collect_facts(spec, data.folder, data.digest))
+        claim_run(recipe, spec, folder, collect_facts(spec, data.folder, data.digest), environment)
         StopRequest(folder).clear()
-        try:
-            result = _fit(Job(recipe, spec, folder, data.folder, data.digest, uuid.uuid4().hex[:8]), listen, announce)
-            if "error" in result:
-                raise result["error"]
-        except DistcifarError:
-            discard_if_unused(folder)
-            raise
+        job = Job(recipe, spec, folder, data.folder, data.digest, uuid.uuid4().hex[:8])
+        with _tracked(job, environment, listen, announce) as listen_too:
+            result = _told(job, listen_too, announce)
     return RunResult(folder, result.get("summary"), result.get("stopped"))
+
+
+def _told(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
+    """The workers' answer. An end before the training's own stands in the run's events, whatever it is."""
+    try:
+        result = _fit(job, listen, announce)
+        if "error" in result:
+            raise result["error"]
+    except BaseException as error:
+        with suppress(OSError):  # a disk that is full is what is to be told, not that this could not be written
+            append_event(job.folder, "failed", f"{type(error).__name__}: {error}")
+        if isinstance(error, DistcifarError):
+            discard_if_unused(job.folder)
+        raise
+    if "stopped" in result:
+        reason = StopRequest(job.folder).reason()
+        append_event(job.folder, "stopped", f"at step {result['stopped']} ({reason or 'asked to'})", signal=reason)
+    return result
+
+
+@contextmanager
+def _tracked(job: Job, environment: Mapping[str, str], listen: Listener, announce: Announce) -> Iterator[Listener]:
+    """`listen`, and W&B beside it; at the end waits for W&B, not for ever."""
+    spec = job.spec
+    if spec.wandb == "disabled":
+        yield listen
+        return
+    how = Shipping(spec.wandb, spec.upload, spec.keep_uploads, spec.upload_minutes, os.getpid())
+    tracker = Tracker(job.folder, how, environment, announce)
+
+    def both(row: dict[str, Any]) -> None:
+        listen(row)
+        tracker.listen(row)
+
+    try:
+        yield both
+    finally:
+        tracker.close(SHIPPING_SECONDS)
 
 
 def _fit(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from distcifar.cluster.hardware import Meter
 from distcifar.cluster.job import Job, Listener
 from distcifar.cluster.memory import halved_microbatch, known_microbatch
-from distcifar.cluster.recorder import NoRecorder, Recorder, RunRecorder
+from distcifar.cluster.recorder import Recorder, RunRecorder
 from distcifar.cluster.stopping import StopRequest
 from distcifar.cluster.watchdog import Pulse
 from distcifar.data.build import OpenData, open_data
@@ -42,11 +43,11 @@ def train_rank(job: Job, world: World, *, listen: Listener, after_epoch: AfterEp
     What a user can mend, and diverged training, are returned by all ranks alike; any other error is noted in the
     run's events and raised.
     """
-    recorder: Recorder = NoRecorder()
+    recorder = Recorder()
     try:
         data = _agreed(world, lambda: _open(job, world))
         recorder = _agreed(world, lambda: _recorder(job, world, data, listen))
-        with Pulse(job.folder, world, job.spec.hang_seconds) as pulse:
+        with Pulse(job.folder, world, job.spec.hang_seconds) as pulse, Meter(job.folder, world):
             return _train_sound(job, world, data, recorder, pulse, after_epoch)
     except DistcifarError as error:
         return {"error": error}
@@ -65,7 +66,7 @@ def _open(job: Job, world: World) -> OpenData:
 
 
 def _recorder(job: Job, world: World, data: OpenData, listen: Listener) -> Recorder:
-    return RunRecorder(job, data, world.size, listen) if world.is_primary else NoRecorder()
+    return RunRecorder(job, data, world.size, listen) if world.is_primary else Recorder()
 
 
 def _agreed(world: World, action: Callable[[], T]) -> T:
@@ -186,10 +187,10 @@ def _train(
             return _stopped(state, recorder, world)
     _require_recorded(recorder, world)
     with _alone(world):
-        summary = summarise(state, data, world, interrupted=options.interrupted)
-    if summary is None:
+        result = summarise(state, data, world, interrupted=options.interrupted)
+    if result is None:
         return _stopped(state, recorder, world)
-    recorder.finish(summary)
+    summary = recorder.finish(result)
     _require_recorded(recorder, world)
     return {"summary": summary}
 

@@ -1,22 +1,33 @@
 """What a rank does with the engine's reports: the primary writes them down and saves, the others do not."""
 
+import json
 import time
-from typing import Any, Protocol
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from distcifar.cluster.hardware import samples_of
 from distcifar.cluster.job import Job, Listener
 from distcifar.cluster.restarts import last_step, require_progress
+from distcifar.config import to_dict
 from distcifar.data.build import OpenData
-from distcifar.errors import CheckpointError, DivergenceError, RunError
+from distcifar.errors import CheckpointError, DivergenceError, RunError, StorageError
+from distcifar.files import write_atomically
 from distcifar.tracking.journal import Journal
+from distcifar.tracking.model_card import model_card
+from distcifar.tracking.system import SystemLog
 from distcifar.training.checkpoint import capture, save_model
 from distcifar.training.reports import EpochReport, Report, Row
 from distcifar.training.saving import CheckpointWriter, storage_error
 from distcifar.training.selection import best_steps
 from distcifar.training.state import TrainState
+from distcifar.training.summary import Result
 
+SYSTEM_SECONDS = 10.0  # between two lines of system.jsonl
 WRITER_SECONDS = 60.0  # for the primary of a driver that was killed: it is gone within a few seconds
 
 
@@ -24,11 +35,13 @@ def silence(row: Row) -> None:
     """A listener for workers that nobody watches: their driver follows the journal."""
 
 
-class Recorder(Protocol):
-    """Takes reports and, at the end, the summary. `problem`: what keeps it from recording, if anything does."""
+class Recorder:
+    """Takes reports and, at the end, the result; this one does nothing with them: of every rank but the primary."""
 
     @property
-    def problem(self) -> Exception | None: ...
+    def problem(self) -> Exception | None:
+        """What keeps it from recording, if anything does."""
+        return None
 
     def begin(
         self, state: TrainState, before: int, damaged: list[CheckpointError], cause: DivergenceError | None
@@ -44,37 +57,15 @@ class Recorder(Protocol):
     def drain(self) -> None:
         """Returns once what was handed over is on the disk."""
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Called once, when training is over."""
+    def finish(self, result: Result) -> dict[str, Any]:
+        """Called once, when training is over. The summary; where it is written, as it stands there."""
+        return result.summary
 
     def close(self) -> None:
         """Called last, whatever happened."""
 
 
-class NoRecorder:
-    """Of every rank but the primary."""
-
-    problem = None
-
-    def begin(
-        self, state: TrainState, before: int, damaged: list[CheckpointError], cause: DivergenceError | None
-    ) -> None:
-        """Nothing."""
-
-    def record(self, report: Report) -> None:
-        """Nothing."""
-
-    def drain(self) -> None:
-        """Nothing."""
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class RunRecorder:
+class RunRecorder(Recorder):
     """Journal, checkpoints and the final model in the job's run directory, of which it is the only writer.
 
     What goes wrong is kept in `problem` instead of raised: all ranks are to stop at the same step.
@@ -84,25 +75,16 @@ class RunRecorder:
         self._folder, self._spec, self._launch = job.folder, job.spec, job.launch
         self._data, self._workers, self._listen = data, workers, listen
         self._lock = FileLock(job.folder.with_name(f".{job.folder.name}.writer.lock"))
-        try:
-            self._lock.acquire(timeout=WRITER_SECONDS, poll_interval=0.1)
+        with _storage_errors(job.folder, 0), ExitStack() as unless_begun:
+            self._take_lock()
+            unless_begun.callback(self._lock.release)
             self.journal = Journal(job.folder)
+            self._system = SystemLog(job.folder)
             require_progress(self.journal, job.launch)
-        except Timeout:
-            raise RunError(
-                f"Another process writes into {job.folder}",
-                "A run has one primary worker",
-                "Wait for the other one to end, or choose another --name",
-            ) from None
-        except OSError as error:
-            self._lock.release()
-            raise storage_error(job.folder, 0, error) from error
-        except RunError:
-            self._lock.release()
-            raise
+            unless_begun.pop_all()  # `close` gives the lock back
         self._failed: Exception | None = None
         self._writer = CheckpointWriter(job.folder / "checkpoints", keep=job.spec.keep_last, before=self.journal.sync)
-        self._saved = time.monotonic()
+        self._saved = self._measure_at = time.monotonic()
 
     @property
     def problem(self) -> Exception | None:
@@ -113,12 +95,10 @@ class RunRecorder:
     ) -> None:
         self._state = state
         step = state.progress.step
-        try:
+        with _storage_errors(self._folder, step):
             reached = last_step(self.journal)
             self.journal.cut(step=step, epoch=state.progress.epoch)
-        except OSError as error:
-            raise storage_error(self._folder, step, error) from error
-        self._epochs = [row for row in self.journal.rows() if row["kind"] == "epoch"]
+            self._epochs = self.journal.epoch_rows()
         for problem in damaged:
             self._tell("damaged checkpoint", str(problem))
         if cause is not None:
@@ -140,10 +120,10 @@ class RunRecorder:
             self._epochs += rows
         else:
             rows = report.rows
-        try:
+        with self._noting():
             self.journal.append(rows)
-        except OSError as error:
-            self._failed = storage_error(self._folder, self._state.progress.step, error)
+            self._measure()
+        if self._failed is not None:
             return
         if self._due(report):
             self._save()
@@ -153,13 +133,15 @@ class RunRecorder:
     def drain(self) -> None:
         self._writer.drain()
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        try:
-            save_model(self._folder / "model", self._state, self._card())
-            self.journal.write("summary", summary)
+    def finish(self, result: Result) -> dict[str, Any]:
+        summary, card, recipe = result.summary, self._card(), to_dict(self._state.recipe)
+        with self._noting():
+            texts = {"README.md": model_card(recipe, self._facts(), summary, card)}
+            summary = summary | {"model_sha256": save_model(self._folder / "model", self._state, card, texts)}
+            write_atomically(self._folder / "samples.npz", result.samples.npz())
+            self.journal.write("summary", summary)  # the run is finished
             self.journal.event(summary["outcome"], f"test accuracy {summary['test_accuracy']:.4f}")
-        except (OSError, SafetensorError) as error:
-            self._failed = storage_error(self._folder, self._state.progress.step, error)
+        return summary
 
     def close(self) -> None:
         self._writer.close()
@@ -167,10 +149,36 @@ class RunRecorder:
 
     def _tell(self, kind: str, text: str, **facts: Any) -> None:
         """An event for the journal and the screen."""
-        try:
+        with self._noting():
             self._listen(self.journal.event(kind, text, **facts))
-        except OSError as error:
-            self._failed = storage_error(self._folder, self._state.progress.step, error)
+
+    def _measure(self) -> None:
+        """A line of system.jsonl now and then, from what the ranks have left (hardware.py)."""
+        now = time.monotonic()
+        if now >= self._measure_at:
+            samples = samples_of(self._folder, self._workers)
+            self._measure_at = now + (SYSTEM_SECONDS if samples else 1.0)
+            if samples:
+                self._system.append(self._state.progress.step, samples)
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire(timeout=WRITER_SECONDS, poll_interval=0.1)
+        except Timeout:
+            raise RunError(
+                f"Another process writes into {self._folder}",
+                "A run has one primary worker",
+                "Wait for the other one to end, or choose another --name",
+            ) from None
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Within, what the disk refuses becomes the recorder's problem."""
+        try:
+            with _storage_errors(self._folder, self._state.progress.step):
+                yield
+        except StorageError as error:
+            self._failed = error
 
     def _due(self, report: Report) -> bool:
         minutes = self._spec.checkpoint_minutes
@@ -201,3 +209,19 @@ class RunRecorder:
             "best_epoch": self._state.progress.best_epoch,
             "step": self._state.progress.step,
         }
+
+    def _facts(self) -> dict[str, Any]:
+        """run.json; nothing where another program than launch has begun the run, or it is damaged."""
+        try:
+            return dict(json.loads((self._folder / "run.json").read_text()))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+
+@contextmanager
+def _storage_errors(folder: Path, step: int) -> Iterator[None]:
+    """Within, what the disk refuses at `step` is told as StorageError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise storage_error(folder, step, error) from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from distcifar.errors import RunError
 from distcifar.tracking.journal import Journal
+from distcifar.tracking.rows import last_row
 
 SAME_STEP_FAILURES = 3
 PAUSE = 5.0  # seconds before the last attempt: a node or a disk may need a moment
@@ -51,5 +52,5 @@ def same_step_failures(ends: Sequence[int]) -> int:
 
 def last_step(journal: Journal) -> int:
     """The last step whose row is in the journal; 0 for none."""
-    rows: list[dict[str, Any]] = journal.rows()
-    return int(rows[-1]["step"]) if rows else 0
+    row = last_row(journal.folder)
+    return int(row["step"]) if row else 0

@@ -1,13 +1,18 @@
 """Starting from another run's checkpoint, and what may change on the way."""
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from distcifar.config import Recipe, differences, from_dict, to_dict
 from distcifar.errors import CheckpointError, StorageError
 from distcifar.files import folder_aside, sha256_of, write_json
+from distcifar.tracking.fetch import SCHEME, fetched
+from distcifar.tracking.identity import Identity, read_identity
+from distcifar.tracking.rows import copy_rows
 
 OPEN_ENDED = ("constant", "step", "exponential", "plateau")  # schedules whose rates do not depend on the last epoch
 FIXED = ("model", "data", "optim.name")  # what a branch may not change: tensors and images would not fit
@@ -21,16 +26,38 @@ class Origin:
     folder: Path
     recipe: Recipe
     state: dict[str, Any]  # state.json
+    name: str  # its path, or where in W&B it was
+
+    @property
+    def identity(self) -> Identity | None:
+        """Which W&B run its run is."""
+        return read_identity(self.folder.parents[1])
 
     @property
     def lineage(self) -> dict[str, Any]:
         """For run.json: where a run comes from."""
         return {
-            "checkpoint": str(self.folder),
+            "checkpoint": self.name,
+            "wandb": self.identity.path if self.identity else None,
             "manifest_sha256": sha256_of(self.folder / "manifest.json"),
             "recipe_digest": self.recipe.digest(),
             "step": self.state["progress"]["step"],
         }
+
+
+@contextmanager
+def opened_origin(resume: str, folder: Path, environment: Mapping[str, str]) -> Iterator[Origin | None]:
+    """The checkpoint that --resume names, for a run in `folder`, while open; None for auto and never.
+
+    environment: of the process that fetches it from W&B. Raises CheckpointError, or TrackingError.
+    """
+    if resume in ("auto", "never"):
+        yield None
+    elif resume.startswith(SCHEME):
+        with fetched(resume, folder, environment) as run:
+            yield replace(find_origin(run), name=resume)
+    else:
+        yield find_origin(Path(resume))
 
 
 def find_origin(path: Path) -> Origin:
@@ -48,11 +75,12 @@ def find_origin(path: Path) -> Origin:
         if newest is None:
             raise CheckpointError(
                 f"{path} holds no checkpoint",
-                "--resume takes auto, never, a run directory or one of its checkpoints/step-*",
+                "--resume takes auto, never, wandb:..., a run directory or one of its checkpoints/step-*",
                 "Correct --resume",
             )
         checkpoint = newest
-    return Origin(checkpoint.folder, from_dict(Recipe, checkpoint.recipe), checkpoint.scalars)
+    recipe = from_dict(Recipe, checkpoint.recipe)
+    return Origin(checkpoint.folder, recipe, checkpoint.scalars, str(checkpoint.folder))
 
 
 def extends(before: Recipe, now: Recipe) -> bool:
@@ -94,9 +122,7 @@ def adopt(origin: Origin, recipe: Recipe, data_digest: str, folder: Path, *, bra
     root = folder / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     _copy(origin, state, recipe, root)
-    rows = origin.folder.parents[1] / "metrics.jsonl"
-    if rows.exists():
-        shutil.copyfile(rows, folder / "metrics.jsonl")  # cut back to the step when the run begins
+    copy_rows(origin.folder.parents[1], folder)  # cut back to the step when the run begins
 
 
 def branched(state: dict[str, Any], before: Recipe, now: Recipe) -> dict[str, Any]:

@@ -3,34 +3,42 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from distcifar.cluster.resume import adopt, extends, find_origin, why_not
+from distcifar.cluster.resume import Origin, adopt, extends, opened_origin, why_not
 from distcifar.config import Recipe, RunSpec, from_dict, to_dict
 from distcifar.errors import RunError, StorageError
 from distcifar.files import ASIDE, sweep_aside, sync_folder, write_json
-from distcifar.tracking.journal import append_event, read_rows
+from distcifar.tracking.fetch import SCHEME
+from distcifar.tracking.identity import Identity, new_identity, write_identity
+from distcifar.tracking.journal import append_event
+from distcifar.tracking.outcome import launch_lock
+from distcifar.tracking.rows import last_row
+from distcifar.tracking.wandb_artifacts import parse_reference
 
 
 def run_folder(recipe: Recipe, spec: RunSpec) -> Path:
-    """The run directory that `spec` names, or a new name; absolute."""
-    return Path(spec.runs).absolute() / (spec.name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    """The run directory that `spec` names; else that of the W&B run that goes on, or a new name; absolute."""
+    name = spec.name
+    if not name and spec.resume.startswith(SCHEME) and not spec.branch:
+        name = parse_reference(spec.resume)[1]
+    return Path(spec.runs).absolute() / (name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 @contextmanager
 def only_launch(folder: Path) -> Iterator[None]:
     """Holds the run for this process: RunError if another one has it. The kernel frees it when its holder dies."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    lock = launch_lock(folder)
     with _storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=1, poll_interval=0.05)  # whoever asks whether it is held holds it for a moment
         except Timeout:
             raise RunError(
                 f"The run {folder.name!r} is being trained by another process",
@@ -46,12 +54,14 @@ def only_launch(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim_run(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -> None:
+def claim_run(
+    recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any], environment: Mapping[str, str] | None = None
+) -> None:
     """Makes `folder` the run directory of `recipe`, with recipe.json and run.json (`facts`) written.
 
     A run in it is continued if it is unfinished, or extended, and holds the same recipe on the same data
-    (facts["data_digest"]); spec.resume may name another run to start from. Raises StorageError otherwise, naming
-    what differs, or if it cannot be written.
+    (facts["data_digest"]); spec.resume may name another run to start from, in W&B with `environment`'s key. Raises
+    StorageError otherwise, naming what differs, or if it cannot be written.
     """
     with _storage_errors(folder):
         _put_back(folder)
@@ -64,7 +74,8 @@ def claim_run(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]
                 "Choose --name",
             )
         else:
-            _begin(recipe, spec, folder, facts)
+            with opened_origin(spec.resume, folder, environment or {}) as origin:
+                _begin(recipe, spec, folder, facts, origin)
         sweep_aside(folder)
         sweep_aside(folder / "checkpoints")
 
@@ -72,7 +83,7 @@ def claim_run(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]
 def discard_if_unused(folder: Path) -> None:
     """Removes the directory of a run that failed before its first step: there is nothing to continue."""
     kept = [path for path in (folder / "checkpoints").glob("step-*") if path.name != "step-00000000"]
-    if folder.exists() and not kept and not read_rows(folder / "metrics.jsonl"):
+    if folder.exists() and not kept and last_row(folder) is None:
         new, _ = _beside(folder)
         _remove(new)
         os.rename(folder, new)  # half removed under its own name it would be no run directory and in the way
@@ -91,12 +102,11 @@ def _storage_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _begin(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -> None:
-    """A new directory, with a copy of spec.resume's checkpoint if it names one.
+def _begin(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any], origin: Origin | None) -> None:
+    """A new directory, with a copy of `origin` if there is one.
 
     It is made beside `folder` and takes its name when it is complete: what it replaces may be what it starts from.
     """
-    origin = None if spec.resume in ("auto", "never") else find_origin(Path(spec.resume))
     new, old = _beside(folder)
     _remove(new)
     _remove(old)
@@ -107,6 +117,7 @@ def _begin(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -
             facts = facts | {"parent": origin.lineage}
         write_json(new / "recipe.json", to_dict(recipe))
         write_json(new / "run.json", facts)
+        write_identity(new, _identity(spec, folder, origin))
     except Exception:
         _remove(new)
         raise
@@ -115,6 +126,13 @@ def _begin(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -
     os.rename(new, folder)
     sync_folder(folder.parent)
     _remove(old)
+
+
+def _identity(spec: RunSpec, folder: Path, origin: Origin | None) -> Identity:
+    """Of a run that goes on from W&B the W&B run that it was; else a new one."""
+    if origin is not None and origin.name.startswith(SCHEME) and not spec.branch and origin.identity:
+        return origin.identity
+    return new_identity(folder.name, spec.project, spec.entity, spec.group)
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
@@ -145,17 +163,18 @@ def _go_on(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -
         )
     parent = json.loads((folder / "run.json").read_text()).get("parent")
     if spec.resume != "auto":
-        _require_parent(folder, Path(spec.resume).absolute(), parent)
+        _require_parent(folder, spec.resume, parent)
     _require_same(folder, recipe, facts["data_digest"])
     _reopen(folder, recipe)
     write_json(folder / "recipe.json", to_dict(recipe))
     write_json(folder / "run.json", facts | ({"parent": parent} if parent else {}))
 
 
-def _require_parent(folder: Path, wanted: Path, parent: dict[str, Any] | None) -> None:
+def _require_parent(folder: Path, wanted: str, parent: dict[str, Any] | None) -> None:
     """Raises StorageError unless the run in `folder` began from `wanted`, a run or a checkpoint, or is that run."""
-    checkpoint = Path(parent["checkpoint"]) if parent else folder / "none"
-    if wanted not in (folder, checkpoint, checkpoint.parents[1]):
+    begun = parent["checkpoint"] if parent else ""
+    places = (folder, Path(begun), Path(begun).parent.parent)
+    if wanted != begun and Path(wanted).absolute() not in places:
         raise StorageError(
             f"The run {folder.name!r} exists and did not begin from {wanted}",
             "--resume PATH begins a new run, and goes on with one that it has begun",

@@ -55,11 +55,32 @@ def ray_session(spec: RunSpec) -> Iterator[Workers]:
         require_head(spec.address)
         ray.init(address=spec.address, **options)
     else:
-        ray.init(address="local", include_dashboard=False, num_cpus=embedded_cpus(spec, _cores()), **options)
+        start_head(num_cpus=embedded_cpus(spec, _cores()), **options)
     try:
         yield fit_workers(spec, ray.cluster_resources())
     finally:
         ray.shutdown()
+
+
+def start_head(**options: Any) -> None:
+    """Starts Ray on this machine, which gives up after half a minute: on a very busy machine a second try helps.
+
+    Raises ResourceError where it does not.
+    """
+    for left in (1, 0):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:  # Ray has no narrower type for it
+            if "timed out" not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise ResourceError(
+                    f"Ray did not start on this machine: {error}",
+                    "Its processes must come up within half a minute",
+                    "Try again when the machine is less busy, or train with --workers 1, which needs none of them",
+                ) from error
 
 
 def embedded_cpus(spec: RunSpec, cores: int) -> int:

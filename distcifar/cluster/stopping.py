@@ -4,6 +4,7 @@ Workers run in threads of other processes and catch no signals; the driver does,
 engine agrees over all ranks at which step to stop.
 """
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +26,15 @@ class StopRequest:
         """A new start is not stopped by an old request."""
         self._path.unlink(missing_ok=True)
 
-    def make(self) -> None:
+    def make(self, reason: str = "") -> None:
         """Asks all ranks to stop after the step they are in."""
         self._path.touch()
+        with contextlib.suppress(OSError):  # a full disk has room for a name, not for what is in the file
+            self._path.write_text(reason)
+
+    def reason(self) -> str:
+        """Why a stop was asked for: the name of a signal, or empty where the file says nothing."""
+        return self._path.read_text() if self._path.exists() else ""
 
     def made(self) -> bool:
         """Whether to stop; looks at most every POLL_SECONDS."""
@@ -46,7 +53,7 @@ def stop_on_signals(request: StopRequest, announce: Callable[[str], None]) -> It
 
     def handle(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        request.make()
+        request.make(signal.Signals(number).name)
         announce("Stopping after this step and saving a checkpoint; once more to stop at once.")
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

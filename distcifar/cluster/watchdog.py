@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from distcifar.tracking.journal import append_event
 from distcifar.world import World
@@ -78,9 +79,7 @@ class Pulse:
         self._over.set()
         if self._seconds:
             self._thread.join()
-            self._path(self._rank).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the last rank to end removes the folder
-                self._path(self._rank).parent.rmdir()
+            forget(self._path(self._rank))
 
     def enter(self, stage: str, step: int) -> None:
         """The training thread enters `stage` of `step`. Costs two assignments."""
@@ -103,13 +102,7 @@ class Pulse:
     def _write(self) -> None:
         self._tick += 1
         sign = Sign(self._rank, platform.node(), os.getpid(), self._tick, self._entered, self._stage, self._step)
-        path = self._path(self._rank)
-        try:  # renamed without a flush: what matters is that readers see a whole line
-            path.parent.mkdir(exist_ok=True)
-            path.with_suffix(".new").write_text(json.dumps(asdict(sign)))
-            os.replace(path.with_suffix(".new"), path)
-        except OSError:
-            return  # full or vanished storage: the recorder finds it and says so
+        leave(self._path(self._rank), asdict(sign))
 
     def _give_up(self, waited: float) -> None:
         """Names who hangs, leaves this process's stacks, and ends it; unless it goes on in the meantime."""
@@ -141,3 +134,20 @@ class Pulse:
 
     def _path(self, rank: int) -> Path:
         return self._folder / "ranks" / f"{rank}.json"
+
+
+def leave(path: Path, note: Mapping[str, Any]) -> None:
+    """`path`, a rank's file in ranks/, holds the older JSON or this one, for those who look at it meanwhile."""
+    try:  # renamed without a flush: what matters is that readers see a whole line
+        path.parent.mkdir(exist_ok=True)
+        path.with_suffix(".new").write_text(json.dumps(note))
+        os.replace(path.with_suffix(".new"), path)
+    except OSError:
+        return  # full or vanished storage: the recorder finds it and says so
+
+
+def forget(path: Path) -> None:
+    """Removes a rank's file; the last one takes the folder with it."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()

@@ -19,7 +19,10 @@ RANGES = {
     "keep_best": Range(0),
     "max_failures": Range(0),
     "hang_seconds": Range(0),
+    "upload_minutes": Range(0),
+    "keep_uploads": Range(1),
 }
+WANDB_NAME = r"[\w][\w.\-]{0,127}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +68,28 @@ class RunSpec:
     keep_best: int = 1
     """Keep the checkpoints of the N best epochs."""
     resume: str = "auto"
-    """auto: go on with an unfinished run of that name; never: refuse to; PATH: start from another run's checkpoint."""
+    """auto: go on with an unfinished run of that name; never: refuse to; PATH or wandb:ENTITY/PROJECT/RUN[:ALIAS]: from
+    another run's checkpoint."""
     branch: bool = False
     """With --resume PATH: start a new run from there with a changed recipe."""
     max_failures: int = 10
     """How often a run of several workers is restarted; after three failures at one step it stops anyway."""
     hang_seconds: float = 300.0
     """A worker without a sign of life for N seconds is named and its run restarted (0: never)."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Record in W&B; auto: online where there is a key, else offline, to be sent later by jobs/report.py sync."""
+    project: str = "distcifar"
+    """W&B project."""
+    entity: str = ""
+    """W&B team or account (empty: the key's own)."""
+    group: str = ""
+    """W&B group of runs that belong together."""
+    upload: Literal["none", "model", "state"] = "state"
+    """W&B artifacts: none, the final model, or also training state, from which another machine can go on."""
+    upload_minutes: float = 10.0
+    """Send training state every N minutes at most; the newest and the best are always sent in the end."""
+    keep_uploads: int = 2
+    """Keep the newest N training states in W&B; the best one is always kept."""
     overwrite: bool = False
     """Replace an existing run directory of that name."""
     verbose: bool = False
@@ -87,6 +105,13 @@ class RunSpec:
             "A run name is a folder name: letters, digits, . _ - and at most 100 of them",
             "Choose, for example, --name first",
         )
+        for name, allowed in (("project", WANDB_NAME), ("entity", f"({WANDB_NAME})?"), ("group", r"[^/\\#?%:]{0,128}")):
+            require(
+                re.fullmatch(allowed, getattr(self, name)) is not None,
+                f"{name} is {getattr(self, name)!r}",
+                "W&B takes letters, digits, . _ - in names of projects and entities, and at most 128 of them",
+                f"Correct --{name}",
+            )
         require_ranges(self, "", RANGES)
         require_range("min_workers", self.min_workers, 0, self.workers)
         require(

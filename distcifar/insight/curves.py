@@ -6,24 +6,29 @@ matplotlib is imported where it is used, as it takes a second, and without pyplo
 import importlib.util
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distcifar.errors import DataError
 from distcifar.files import write_atomically
-from distcifar.tracking.journal import read_rows
+from distcifar.insight.downsample import Downsampler
+from distcifar.tracking.rows import iter_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Rows = Sequence[Mapping[str, Any]]
+Row = Mapping[str, Any]
 Panel = Callable[["Axes"], None]
 
 CJK_FONTS = ("NotoSansCJKsc-Regular.otf", "SimHei.ttf")  # files of mplfonts; the first also has kana and hangul
 MOST_CLASSES = 25  # bars that can still be read
 COLOURS = {"train": "#8b98a8", "validation": "#1668dc", "test": "#d9730d"}
+DRAWN = {  # of the rows of each kind
+    "step": ("train/loss", "train/lr"),
+    "epoch": tuple(f"{split}/{metric}" for split in COLOURS for metric in ("loss", "accuracy")),
+}
 STYLE: Any = {  # of rcParams, which matplotlib types key by key
     "axes.axisbelow": True,
     "axes.edgecolor": "#c4ccd4",
@@ -48,22 +53,22 @@ def draw_run(folder: Path, summary: dict[str, Any]) -> None:
     """curves.png of a finished run, from its metrics and its summary."""
     classes = summary["per_class_accuracy"]
     per_class = [math.nan if accuracy is None else accuracy for accuracy in classes.values()]
-    rows = read_rows(folder / "metrics.jsonl")
     title = f"{summary['recipe']}: test accuracy {summary['test_accuracy']:.2%}"
-    draw_curves(rows, folder / "curves.png", title=title, class_names=list(classes), per_class=per_class)
+    draw_curves(iter_rows(folder), folder / "curves.png", title=title, class_names=list(classes), per_class=per_class)
 
 
 def draw_curves(
-    rows: Rows, path: Path, *, title: str, class_names: Sequence[str] = (), per_class: Sequence[float] = ()
+    rows: Iterable[Row], path: Path, *, title: str, class_names: Sequence[str] = (), per_class: Sequence[float] = ()
 ) -> None:
-    """Draws the rows of a metrics.jsonl into the PNG file `path`; what the rows lack is left out.
+    """Draws metric rows into the PNG file `path`; what they lack is left out. Of a million, few points are kept.
 
     per_class: test accuracy (0-1) of each of `class_names`. Raises DataError if there is nothing to draw.
     """
-    panels = _panels(rows, class_names, per_class)
+    series = Series(rows)
+    panels = _panels(series, class_names, per_class)
     if not panels:
         raise DataError(
-            f"There is nothing to draw in {path}: {len(rows)} rows without a finite number",
+            f"There is nothing to draw in {path}: {series.rows} rows without a finite number",
             "Curves need the loss, accuracy or learning rate of at least one step or epoch",
             "Draw them after training has begun",
         )
@@ -72,7 +77,7 @@ def draw_curves(
 
     columns = 2 if len(panels) == 4 else len(panels)
     lines = len(panels) // columns
-    with rc_context(STYLE | {"font.family": ["DejaVu Sans", *_cjk_family()]}):
+    with rc_context(STYLE | {"font.family": ["DejaVu Sans", *cjk_family()]}):
         figure = Figure(figsize=(5.5 * columns, 3.7 * lines + 0.4), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left")
         for panel, axes in zip(panels, figure.subplots(lines, columns, squeeze=False).flat, strict=True):
@@ -82,44 +87,79 @@ def draw_curves(
     write_atomically(path, png.getvalue())
 
 
-def _panels(rows: Rows, class_names: Sequence[str], per_class: Sequence[float]) -> list[Panel]:
+class Series:
+    """The curves in metric rows: finite values by epoch, of long runs a part of them."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = 0
+        self.best: Row = {}  # the row of the best epoch
+        self.best_epoch = 0
+        self._curves = {(kind, key): Downsampler() for kind, keys in DRAWN.items() for key in keys}
+        for row in rows:
+            self.rows += 1
+            self._add(row)
+
+    def _add(self, row: Row) -> None:
+        kind = row.get("kind", "")
+        for key in DRAWN.get(kind, ()):
+            value = row.get(key)
+            if value is not None and math.isfinite(value):
+                self._curves[kind, key].add(row["epoch"], value)
+        self.best_epoch = row.get("best_epoch") or self.best_epoch
+        if kind == "epoch" and row["epoch"] == self.best_epoch:
+            self.best = row
+
+    def curve(self, key: str, kind: str = "epoch") -> tuple[list[float], list[float]]:
+        """Epochs and values of `key` in the rows of `kind`."""
+        return self._curves[kind, key].curve()
+
+    def usual(self, key: str, share: float) -> float:
+        """What that share of the steps does not exceed."""
+        values = sorted(self._curves["step", key].sample())
+        return values[int(share * (len(values) - 1))]
+
+    def splits(self, metric: str) -> list[str]:
+        """The splits that epochs have measured `metric` on."""
+        return [split for split in COLOURS if any(self.curve(f"{split}/{metric}"))]
+
+
+def _panels(series: Series, class_names: Sequence[str], per_class: Sequence[float]) -> list[Panel]:
     """What there is to draw, each as a function of the axes to draw it in."""
     found: list[Panel] = []
-    if any(_series(rows, "train/loss")) or _splits(rows, "loss"):
-        found.append(partial(_draw_loss, rows))
-    if _splits(rows, "accuracy"):
-        found.append(partial(_draw_accuracy, rows))
-    if any(_series(rows, "train/lr", kind="step")):
-        found.append(partial(_draw_learning_rate, rows))
+    if any(series.curve("train/loss", "step")) or series.splits("loss"):
+        found.append(partial(_draw_loss, series))
+    if series.splits("accuracy"):
+        found.append(partial(_draw_accuracy, series))
+    if any(series.curve("train/lr", "step")):
+        found.append(partial(_draw_learning_rate, series))
     if any(math.isfinite(accuracy) for accuracy in per_class):
         found.append(partial(_draw_classes, class_names, per_class))
     return found
 
 
-def _draw_loss(rows: Rows, axes: "Axes") -> None:
+def _draw_loss(series: Series, axes: "Axes") -> None:
     axes.set_title("Loss")
-    steps, losses = _series(rows, "train/loss", kind="step")
+    steps, losses = series.curve("train/loss", "step")
     axes.plot(steps, losses, color=COLOURS["train"], alpha=0.35, linewidth=0.8)
     if losses:
         # The first steps, and a few outliers, would press the rest of the curve to the bottom.
-        usual = sorted(losses)[int(0.98 * (len(losses) - 1))]
-        measured = [loss for split in COLOURS for loss in _series(rows, f"{split}/loss")[1]]
-        axes.set_ylim(0, 1.05 * max([usual, *measured]) or None)
-    _draw_splits(rows, "loss", axes)
+        measured = [loss for split in COLOURS for loss in series.curve(f"{split}/loss")[1]]
+        axes.set_ylim(0, 1.05 * max([series.usual("train/loss", 0.98), *measured]) or None)
+    _draw_splits(series, "loss", axes)
 
 
-def _draw_accuracy(rows: Rows, axes: "Axes") -> None:
+def _draw_accuracy(series: Series, axes: "Axes") -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.set_title("Accuracy")
-    _draw_splits(rows, "accuracy", axes)
-    values = [value for split in _splits(rows, "accuracy") for value in _series(rows, f"{split}/accuracy")[1]]
+    _draw_splits(series, "accuracy", axes)
+    values = [value for split in COLOURS for value in series.curve(f"{split}/accuracy")[1]]
     axes.set_ylim(max(0.0, min(values) - 0.05), min(1.01, max(values) + 0.05))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    best = next((row["best_epoch"] for row in reversed(rows) if row.get("best_epoch")), 0)
+    best = series.best_epoch
     for split in ("validation", "test"):
-        accuracy = dict(zip(*_series(rows, f"{split}/accuracy"), strict=True)).get(best)
-        if accuracy is None:
+        accuracy = series.best.get(f"{split}/accuracy")
+        if series.best.get("epoch") != best or accuracy is None or not math.isfinite(accuracy):
             continue
         axes.axvline(best, color=COLOURS[split], linewidth=1, linestyle=":")
         axes.plot(best, accuracy, "o", color=COLOURS[split], markersize=9, markerfacecolor="none")
@@ -127,17 +167,17 @@ def _draw_accuracy(rows: Rows, axes: "Axes") -> None:
         axes.set_title(found, loc="right", color=COLOURS[split], fontsize=9.5)
 
 
-def _draw_learning_rate(rows: Rows, axes: "Axes") -> None:
+def _draw_learning_rate(series: Series, axes: "Axes") -> None:
     axes.set_title("Learning rate")
-    axes.plot(*_series(rows, "train/lr", kind="step"), color="#56606b", linewidth=1.3)
+    axes.plot(*series.curve("train/lr", "step"), color="#56606b", linewidth=1.3)
     axes.set_ylim(bottom=0)
     _label_epochs(axes)
 
 
-def _draw_splits(rows: Rows, metric: str, axes: "Axes") -> None:
+def _draw_splits(series: Series, metric: str, axes: "Axes") -> None:
     """One line per split, a point per epoch."""
-    for split in _splits(rows, metric):
-        epochs, values = _series(rows, f"{split}/{metric}")
+    for split in series.splits(metric):
+        epochs, values = series.curve(f"{split}/{metric}")
         marker = "o" if len(epochs) <= 40 else ""
         axes.plot(epochs, values, marker=marker, markersize=3.5, color=COLOURS[split], label=split)
     if axes.get_legend_handles_labels()[0]:
@@ -174,19 +214,7 @@ def _draw_classes(class_names: Sequence[str], per_class: Sequence[float], axes: 
     axes.invert_yaxis()
 
 
-def _splits(rows: Rows, metric: str) -> list[str]:
-    """The splits that epochs have measured `metric` on."""
-    return [split for split in COLOURS if any(_series(rows, f"{split}/{metric}"))]
-
-
-def _series(rows: Rows, key: str, kind: str = "epoch") -> tuple[list[float], list[float]]:
-    """Epochs and finite values of `key` in the rows of `kind`."""
-    points = [(row["epoch"], row[key]) for row in rows if row.get("kind") == kind and row.get(key) is not None]
-    finite = [(epoch, value) for epoch, value in points if math.isfinite(value)]
-    return [epoch for epoch, _ in finite], [value for _, value in finite]
-
-
-def _cjk_family() -> list[str]:
+def cjk_family() -> list[str]:
     """The name of a font with Chinese glyphs, which matplotlib knows from now on; none if there is no such font."""
     from matplotlib import font_manager
 

@@ -15,7 +15,7 @@ A state is captured between two steps, as a copy on the CPU; the copy is written
 import json
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,28 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from distcifar.config import to_dict
 from distcifar.errors import CheckpointError
-from distcifar.files import folder_aside, sha256_of, write_json
+from distcifar.files import folder_aside, sha256_of, write_atomically, write_json
 from distcifar.training.state import TrainState, Weights
 
 FORMAT_VERSION = 2
 MODEL_FILES = ("model.safetensors", "model.json", "recipe.json")
 FILES = ("state.safetensors", "state.json", *MODEL_FILES)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The content of a verified checkpoint directory, tensors on the CPU."""
-
-    folder: Path
-    tensors: Weights
-    scalars: dict[str, Any]
-    chosen: Weights
-    card: dict[str, Any]  # model.json
-    recipe: dict[str, Any]
-
-    def restore(self, state: TrainState) -> None:
-        """Makes `state` the state that was saved. The caller has compared recipe and data digest."""
-        state.load(self.tensors, self.scalars, self.chosen)
 
 
 def checkpoint_name(step: int) -> str:
@@ -58,17 +42,32 @@ def checkpoint_name(step: int) -> str:
 class Snapshot:
     """A copy of a TrainState between two steps, on the CPU: nothing of it changes any more."""
 
-    step: int
     tensors: Weights
     scalars: dict[str, Any]
     chosen: Weights
-    card: dict[str, Any]
+    card: dict[str, Any]  # model.json
     recipe: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.scalars["progress"]["step"])
 
     @property
     def size_bytes(self) -> int:
         """What it takes on the disk, nearly."""
         return sum(t.numel() * t.element_size() for t in (*self.tensors.values(), *self.chosen.values())) + 100_000
+
+    def restore(self, state: TrainState) -> None:
+        """Makes `state` the state that was copied. The caller has compared recipe and data digest."""
+        state.load(self.tensors, self.scalars, self.chosen)
+
+
+@dataclass(frozen=True)
+class Checkpoint(Snapshot):
+    """The snapshot in a verified checkpoint directory."""
+
+    folder: Path
 
 
 def capture(state: TrainState, card: dict[str, Any], *, workers: int = 1) -> Snapshot:
@@ -76,7 +75,7 @@ def capture(state: TrainState, card: dict[str, Any], *, workers: int = 1) -> Sna
     # The best weights are a copy already, which is replaced and never changed.
     chosen = state.best if state.best is not None else _copied(state.chosen_weights())
     scalars = state.scalars() | {"workers": workers}
-    return Snapshot(state.progress.step, _copied(state.tensors()), scalars, chosen, card, to_dict(state.recipe))
+    return Snapshot(_copied(state.tensors()), scalars, chosen, card, to_dict(state.recipe))
 
 
 def write_checkpoint(root: Path, snapshot: Snapshot) -> Path:
@@ -102,11 +101,16 @@ def save_checkpoint(root: Path, state: TrainState, card: dict[str, Any]) -> Path
     return write_checkpoint(root, capture(state, card))
 
 
-def save_model(target: Path, state: TrainState, card: dict[str, Any]) -> None:
-    """Writes a sealed directory with the chosen weights, what they are, and their recipe."""
+def save_model(target: Path, state: TrainState, card: dict[str, Any], texts: Mapping[str, str] = {}) -> str:
+    """Writes a sealed directory with the chosen weights, what they are, and their recipe; the weights' sha256.
+
+    texts: further files by name.
+    """
     with folder_aside(target) as folder:
         _write_model(folder, state.chosen_weights(), card, to_dict(state.recipe))
-        seal(folder)
+        for name, text in texts.items():
+            write_atomically(folder / name, text)
+        return seal(folder)["model.safetensors"]
 
 
 def _write_model(folder: Path, weights: Weights, card: dict[str, Any], recipe: dict[str, Any]) -> None:
@@ -131,10 +135,11 @@ def _remove(checkpoint: Path) -> None:
         checkpoint.unlink()
 
 
-def seal(folder: Path) -> None:
-    """Writes manifest.json over the files in `folder`."""
+def seal(folder: Path) -> dict[str, str]:
+    """Writes manifest.json over the files in `folder`; the sha256 of each by its name."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
+    return {name: str(entry["sha256"]) for name, entry in files.items()}
 
 
 def verify(folder: Path, files: tuple[str, ...] = FILES) -> None:
@@ -174,12 +179,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     verify(folder)
     try:
         return Checkpoint(
-            folder,
             load_file(folder / "state.safetensors"),
             json.loads((folder / "state.json").read_text()),
             load_file(folder / "model.safetensors"),
             json.loads((folder / "model.json").read_text()),
             json.loads((folder / "recipe.json").read_text()),
+            folder,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(

@@ -50,7 +50,7 @@ def evaluate(
             if interrupted is not None and number < loader.common_batches and interrupted(number, world):
                 return None
             with autocast(world.device, precision):
-                logits = _logits(net, batch.images, flip=flip).float()
+                logits = predict(net, batch.images, flip=flip).float()
             loss += F.cross_entropy(logits, batch.labels, reduction="sum")
             cells = batch.labels * num_classes + logits.argmax(1)
             confusion += torch.bincount(cells, minlength=num_classes * num_classes)
@@ -62,5 +62,6 @@ def evaluate(
     return Evaluation(sums[-1].item() / max(count, 1), int(counts.diag().sum()) / max(count, 1), counts)
 
 
-def _logits(net: nn.Module, images: Tensor, *, flip: bool) -> Tensor:
+def predict(net: nn.Module, images: Tensor, *, flip: bool) -> Tensor:
+    """Logits [batch, classes] of `net`; with `flip` the mean over each image and its mirror image."""
     return (net(images) + net(images.flip(-1))) / 2 if flip else net(images)

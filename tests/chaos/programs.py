@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,17 @@ PATIENCE = 240.0  # seconds for anything that is waited for
 
 
 class Program:
-    """One launch of a run; `words` are those of jobs/train.py. `script` runs instead of it, with the same words."""
+    """One launch of a run; `words` are those of jobs/train.py, as `script` may be that runs in its place."""
 
-    def __init__(self, place: Path, name: str, *words: str, script: Path = TRAIN, cpus: int = 1) -> None:
+    def __init__(
+        self,
+        place: Path,
+        name: str,
+        *words: str,
+        script: Path = TRAIN,
+        cpus: int = 1,
+        environment: Mapping[str, str] = ENVIRONMENT,
+    ) -> None:
         self.folder = place / "runs" / name
         self._errors = place / f"{name}.err"
         command = [sys.executable, str(script), "debug", "--name", name, *words, "--data-root", str(place / "data")]
@@ -31,7 +39,7 @@ class Program:
         self.started = time.monotonic()
         with open(self._errors, "a") as errors, open(place / f"{name}.out", "a") as out:
             self.process = subprocess.Popen(
-                command, env=ENVIRONMENT, cwd=place, stdout=out, stderr=errors, start_new_session=True
+                command, env=environment, cwd=place, stdout=out, stderr=errors, start_new_session=True
             )
 
     def wait(self) -> int:
@@ -53,7 +61,7 @@ class Program:
 
     def step(self) -> int:
         """The last step in the journal."""
-        rows = read_rows(self.folder / "metrics.jsonl")
+        rows = read_rows(self.folder)
         return int(rows[-1]["step"]) if rows else 0
 
     def wait_until(self, ready: Callable[[], Any], what: str) -> None:
@@ -79,7 +87,7 @@ def newest_step(folder: Path) -> int:
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """The metric rows without what depends on the clock."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder)
     return [{k: v for k, v in row.items() if not k.startswith("perf/") and k != "seconds"} for row in rows]
 
 

@@ -457,7 +457,7 @@ def _starts(folder: Path) -> list[dict[str, Any]]:
 
 def rows_without_clocks(folder: Path) -> list[Row]:
     """The rows of a run directory, without what a clock or the machine has put into them."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder)
     return [{name: value for name, value in row.items() if name not in CLOCK_FIELDS} for row in rows]
 
 
@@ -484,7 +484,7 @@ def csv_problems(folder: Path) -> list[str]:
     """What keeps metrics.csv from being metrics.jsonl's rows."""
     with open(folder / "metrics.csv", newline="") as file:
         header, *lines = csv.reader(file)
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder)
     expected = [[str(row.get(name, "")) for name in COLUMNS] for row in rows]
     return [] if (header, lines) == (list(COLUMNS), expected) else ["metrics.csv"]
 

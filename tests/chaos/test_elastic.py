@@ -64,5 +64,5 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_grows_again(cluster: Clu
     program.wait_until(lambda: program.step() > resumed, "a new step")
     record(Trial("a node comes back", "grows to two workers", True, None, time.monotonic() - back))
     program.finish()
-    steps = [row["step"] for row in read_rows(program.folder / "metrics.jsonl") if row["kind"] == "step"]
+    steps = [row["step"] for row in read_rows(program.folder) if row["kind"] == "step"]
     assert steps == list(range(1, 56 * EPOCHS + 1)), "no row is missing or doubled"

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from distcifar.cluster.stopping import StopRequest
+from distcifar.files import sha256_of
 from distcifar.tracking.journal import read_rows
 from distcifar.training.checkpoint import FILES, MODEL_FILES, checkpoints, verify
 
@@ -39,7 +40,7 @@ def wait_for_step(folder: Path, step: int, program: subprocess.Popen[str]) -> No
     """Returns once the run's journal has that step."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and program.poll() is None:
-        rows = read_rows(folder / "metrics.jsonl")
+        rows = read_rows(folder)
         if rows and rows[-1]["step"] >= step:
             return
         time.sleep(0.05)
@@ -61,18 +62,15 @@ def whole(place: Path) -> tuple[Path, str, str]:
 
 def numbers(folder: Path) -> list[dict[str, object]]:
     """The metric rows without what depends on the clock."""
-    return [
-        {k: v for k, v in row.items() if not k.startswith("perf/") and k != "seconds"}
-        for row in read_rows(folder / "metrics.jsonl")
-    ]
+    return [{k: v for k, v in row.items() if not k.startswith("perf/") and k != "seconds"} for row in read_rows(folder)]
 
 
 def test_a_run_leaves_what_docs_runs_md_says(whole: tuple[Path, str, str]):
     folder, out, _ = whole
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - {"system.jsonl"}  # of runs that take more than a second
     assert names == {
         "recipe.json", "run.json", "metrics.jsonl", "metrics.csv", "events.jsonl", "summary.json", "curves.png",
-        "checkpoints", "model",
+        "samples.npz", "checkpoints", "model",
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.8, "the synthetic set is learnable"
@@ -82,7 +80,8 @@ def test_a_run_leaves_what_docs_runs_md_says(whole: tuple[Path, str, str]):
     assert facts["data_digest"] == summary["data_digest"]
     for checkpoint in checkpoints(folder / "checkpoints"):
         verify(checkpoint, FILES)
-    verify(folder / "model", MODEL_FILES)
+    verify(folder / "model", (*MODEL_FILES, "README.md"))
+    assert summary["model_sha256"] == sha256_of(folder / "model" / "model.safetensors")
 
 
 def test_output_without_a_terminal_is_plain_lines(whole: tuple[Path, str, str]):
@@ -103,7 +102,7 @@ def test_ctrl_c_saves_and_the_same_command_continues_bitwise(place: Path, whole:
     assert "jobs/train.py debug --name stopped" in out.split("To go on: ")[1]
     newest = checkpoints(place / "runs" / "stopped" / "checkpoints")[0]
     verify(newest)
-    assert int(newest.name.removeprefix("step-")) == read_rows(newest.parents[1] / "metrics.jsonl")[-1]["step"]
+    assert int(newest.name.removeprefix("step-")) == read_rows(newest.parents[1])[-1]["step"]
     same_end(place, words, whole[0])
 
 

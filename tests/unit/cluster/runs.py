@@ -42,7 +42,7 @@ class Killed(BaseException):
 
 
 def spec_of(runs: Path, name: str, **words: Any) -> RunSpec:
-    quiet = {"device": "cpu", "hang_seconds": 0, "checkpoint_minutes": 0}
+    quiet = {"device": "cpu", "hang_seconds": 0, "checkpoint_minutes": 0, "wandb": "disabled"}
     return RunSpec(**{"runs": str(runs), "name": name, **quiet, **words})
 
 
@@ -174,7 +174,7 @@ def on_two_ranks(world: World, folder: Path) -> dict[str, Any]:
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
     """All metric rows without clocks."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder)
     return [{k: v for k, v in row.items() if k not in CLOCK_FIELDS} for row in rows]
 
 

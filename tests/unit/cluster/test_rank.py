@@ -126,7 +126,7 @@ def test_a_wish_to_stop_before_the_first_step_leaves_a_checkpoint_to_go_on_from(
     assert load_checkpoint(folder).scalars["progress"]["step"] == 0
     typed(PLAIN, tmp_path)
     assert_same_end(tmp_path / "run", tmp_path / "whole")
-    assert kinds(tmp_path / "run") == ["start", "start", "finished"]
+    assert kinds(tmp_path / "run") == ["start", "stopped", "start", "finished"]
 
 
 def test_a_wish_to_stop_during_the_final_measurement_is_heard_and_measured_at_the_next_start(tmp_path: Path):
@@ -187,10 +187,11 @@ def test_two_ranks_agree_on_a_stop_inside_an_evaluation(two: tuple[Path, list[di
 def test_a_failure_is_among_the_events_with_rank_and_host_and_is_raised(tmp_path: Path):
     with patch.object(engine, "train_step", side_effect=KeyError("a bug")), pytest.raises(KeyError):
         typed(PLAIN, tmp_path)
-    last = read_events(tmp_path / "run")[-1]
-    assert last["kind"] == "failure"
-    assert last["text"].startswith("rank 0 on ")
-    assert "KeyError: 'a bug'" in last["text"]
+    failure, end = read_events(tmp_path / "run")[-2:]
+    assert failure["kind"] == "failure"
+    assert failure["text"].startswith("rank 0 on ")
+    assert "KeyError: 'a bug'" in failure["text"]
+    assert (end["kind"], end["text"]) == ("failed", "KeyError: 'a bug'")
 
 
 def test_a_launch_that_is_refused_for_its_failures_leaves_the_run_to_the_next_one(
@@ -211,7 +212,14 @@ def test_a_launch_that_is_refused_for_its_failures_leaves_the_run_to_the_next_on
 
 # Clocks
 
-STAMPS = {"cluster/run_folder.py": 1, "cluster/facts.py": 1, "tracking/journal.py": 1}  # a name; two notes of a moment
+STAMPS = {  # a name; notes of a moment
+    "cluster/run_folder.py": 1,
+    "cluster/facts.py": 1,
+    "tracking/journal.py": 1,
+    "tracking/system.py": 1,
+    "tracking/registry.py": 1,
+    "insight/report.py": 1,
+}
 
 
 def test_no_wall_clock_decides_anything():

@@ -115,3 +115,41 @@ def test_an_older_picture_is_replaced_whole(tmp_path, monkeypatch):
     assert path.read_bytes() == b"older"
     draw_curves(run_rows(), path, title="")
     assert pixels(path).size
+
+
+def axes_of(rows, tmp_path, monkeypatch):
+    """The panels of the picture, by title."""
+    from matplotlib.figure import Figure
+
+    found = []
+    original = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kw: (found.append(figure), original(figure, *args, **kw))
+    )
+    draw_curves(rows, tmp_path / "c.png", title="")
+    return {axes.get_title("left"): axes for axes in found[0].axes}
+
+
+def test_a_long_run_is_drawn_from_a_stream_with_few_points_and_every_spike(tmp_path, monkeypatch):
+    """A spike of one step in 30,000, up and down; and the best epoch of many, which is not the highest."""
+    rows = run_rows(epochs=3000, steps=10)
+    spikes = {12_345: 9.0, 23_456: -5.0}
+    for row in rows:
+        if row["kind"] == "step":
+            row["train/loss"] = spikes.get(row["step"], row["train/loss"])
+        else:
+            row["best_epoch"] = min(row["epoch"], 1234)
+    panels = axes_of(iter(rows), tmp_path, monkeypatch)
+    xs, ys = panels["Loss"].lines[0].get_data()
+    assert len(xs) <= 2000
+    assert {(step / 10, value) for step, value in spikes.items()} <= {*zip(xs, ys, strict=True)}
+    assert panels["Loss"].get_ylim()[1] < 4, "the spikes press the rest to the bottom"
+    best = next(row for row in rows if row["kind"] == "epoch" and row["epoch"] == 1234)
+    assert f"best: epoch 1234, {best['validation/accuracy']:.2%}" in panels["Accuracy"].get_title("right")
+    assert len(panels["Accuracy"].lines[0].get_xdata()) <= 2000
+
+
+def test_a_run_before_its_first_epoch_has_a_loss(tmp_path, monkeypatch):
+    rows = run_rows(epochs=1)[:20]
+    losses = axes_of(rows, tmp_path, monkeypatch)["Loss"].lines[0].get_data()
+    assert [*zip(*losses, strict=True)] == [(row["epoch"], row["train/loss"]) for row in rows]

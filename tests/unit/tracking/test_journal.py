@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from distcifar.tracking.journal import COLUMNS, Journal, JournalFollower, append_event, read_events, read_rows
+from distcifar.tracking.journal import COLUMNS, Journal, JournalFollower, append_event, read_events
+from distcifar.tracking.rows import PART_BYTES, read_rows
 
 
 def step_row(step: int, loss: float = 1.5) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def csv_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_csv_is_the_rows(folder: Path) -> None:
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder)
     assert csv_rows(folder) == [{name: str(row.get(name, "")) for name in COLUMNS} for row in rows]
 
 
@@ -102,7 +103,7 @@ def test_a_last_line_that_was_cut_at_any_byte_is_dropped_and_the_rest_kept(tmp_p
     start = whole[:-1].rindex(b"\n") + 1
     for end in range(start, len(whole) - 1):
         (tmp_path / "metrics.jsonl").write_bytes(whole[:end])
-        assert read_rows(tmp_path / "metrics.jsonl") == run_rows(1, 4)[:-1], end
+        assert read_rows(tmp_path) == run_rows(1, 4)[:-1], end
     journal = Journal(tmp_path)
     journal.cut(step=3, epoch=1)
     journal.append([step_row(4)])
@@ -148,6 +149,26 @@ def test_an_event_after_a_half_written_one_is_on_a_line_of_its_own(tmp_path: Pat
     assert json.loads(last)["text"] == "at step 7"
 
 
+def test_flushing_beside_a_writer_that_rotates_is_no_error(tmp_path: Path):
+    """Checkpoints are written by a thread of their own, which flushes the rows first."""
+    journal, stop, problems = Journal(tmp_path, part_bytes=300), threading.Event(), []
+
+    def flush() -> None:
+        while not stop.is_set():
+            try:
+                journal.sync()
+            except OSError as error:
+                problems.append(error)
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    for step in range(1, 60):
+        journal.append([step_row(step)])
+    stop.set()
+    thread.join()
+    assert problems == []
+
+
 # The follower
 
 
@@ -158,6 +179,20 @@ def test_a_follower_tells_each_new_row_once_and_none_from_before(tmp_path: Path)
     assert follower.new_rows() == []
     journal.append(run_rows(3, 5))
     assert follower.new_rows() == run_rows(3, 5)
+    assert follower.new_rows() == []
+
+
+def test_a_follower_from_the_start_tells_all_and_rows_and_events_may_be_followed_apart(tmp_path: Path):
+    journal = Journal(tmp_path, part_bytes=1000)
+    for row in run_rows(1, 20):
+        journal.append([row])
+    event = journal.event("start", "at step 0")
+    follower = JournalFollower(tmp_path, from_start=True)
+    assert follower.events.new_events() == [event]
+    assert follower.rows.new_rows(5) == run_rows(1, 20)[:5]
+    assert follower.new_rows(4) == run_rows(1, 20)[5:9]
+    other = journal.event("continue", "at step 20")
+    assert follower.new_rows() == [other, *run_rows(1, 20)[9:]]
     assert follower.new_rows() == []
 
 
@@ -192,8 +227,11 @@ def test_after_restarts_a_follower_goes_on_with_the_rows_it_has_not_told(tmp_pat
     assert places(told) == places(run_rows(1, 8 + 10 * (cuts - 1)))
 
 
-def test_a_follower_beside_a_writer_that_appends_and_restarts_misses_and_doubles_nothing(tmp_path: Path):
-    journal = Journal(tmp_path)
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, 2000])
+def test_a_follower_beside_a_writer_that_appends_and_restarts_misses_and_doubles_nothing(
+    tmp_path: Path, part_bytes: int
+):
+    journal = Journal(tmp_path, part_bytes=part_bytes)
     follower = JournalFollower(tmp_path)
     told: list[dict[str, Any]] = []
     last = 120

@@ -162,7 +162,7 @@ def test_a_wish_to_stop_inside_the_final_measurement_gives_no_summary():
     assert summarise(state, data, ONE, interrupted=lambda batch, world: batch == 1) is None
     clocks = {"seconds": 0, "images_per_s": 0}
     later = summarise(state, data, ONE, interrupted=lambda batch, world: False)
-    assert later | clocks == summarise(state, data, ONE) | clocks
+    assert later.summary | clocks == summarise(state, data, ONE).summary | clocks
 
 
 def test_each_stage_of_a_round_is_told_with_its_step():
@@ -381,7 +381,7 @@ def test_the_summary_measures_the_test_split_with_the_best_weights():
     best = copy.deepcopy(state.model)
     best.load_state_dict(state.best)
     last = copy.deepcopy(state.model)
-    summary = summarise(state, data, ONE)
+    summary = summarise(state, data, ONE).summary
     settings = {"num_classes": 4, "precision": "fp32", "flip": True}
     assert summary["test_loss"] == evaluate(best, data.loaders.test, ONE, **settings).loss
     assert summary["test_loss"] != evaluate(last, data.loaders.test, ONE, **settings).loss

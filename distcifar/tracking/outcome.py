@@ -1,0 +1,69 @@
+"""How a run stands, told from its directory alone: by its summary, its last events, and who holds its lock."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from distcifar.tracking.journal import read_events
+
+BEGINNINGS = ("start", "continue", "rollback")
+ENDS = ("stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """kind: running, finished, stopped, preempted, failed or killed. text: what the last event says of it."""
+
+    kind: str
+    text: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether no row will come until somebody types the command again."""
+        return self.kind != "running"
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell would report it; W&B calls a run finished whose exit code is 0."""
+        return {"finished": 0, "running": 0, "stopped": 130, "preempted": 143, "killed": 137}.get(self.kind, 1)
+
+
+def launch_lock(folder: Path) -> FileLock:
+    """The lock of the program that trains the run in `folder`; the kernel frees it when its holder dies."""
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def writer_lock(folder: Path) -> FileLock:
+    """The lock of the primary worker, the only one that writes into the run directory."""
+    return FileLock(folder.with_name(f".{folder.name}.writer.lock"))
+
+
+def outcome(folder: Path) -> Outcome:
+    """How the run in `folder` stands now."""
+    return told_outcome(folder) or (Outcome("running") if is_held(launch_lock(folder)) else Outcome("killed"))
+
+
+def told_outcome(folder: Path) -> Outcome | None:
+    """What the run itself says about its end; None where it says nothing: it is going on, or it was killed."""
+    if (folder / "summary.json").exists():
+        return Outcome("finished")
+    for event in reversed(read_events(folder)):
+        if event["kind"] in BEGINNINGS:
+            return None
+        if event["kind"] in ENDS:
+            preempted = event["kind"] == "stopped" and event.get("signal") == "SIGTERM"
+            return Outcome("preempted" if preempted else event["kind"], event["text"])
+    return None
+
+
+def is_held(lock: FileLock) -> bool:
+    """Whether another process holds `lock`."""
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

@@ -1,0 +1,98 @@
+"""The training program's end of tracking: starts the shipper, starts it again if it dies, waits for it at the end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distcifar.tracking.rows import last_row
+from distcifar.tracking.ship import Shipping, read_status
+
+LOOK_SECONDS = 5.0  # between two looks at whether the shipper lives
+STARTS = 10  # of the shipper, at most
+QUIET_SECONDS = 2.0  # of waiting, after which the user is told what for
+
+
+class Tracker:
+    """Ships one run while it is trained. Nothing here waits for W&B but `close`.
+
+    environment: of the shipper's process; the account's key is there and nowhere else.
+    """
+
+    def __init__(
+        self, folder: Path, how: Shipping, environment: Mapping[str, str], announce: Callable[[str], None]
+    ) -> None:
+        self._folder, self._how, self._announce = folder, how, announce
+        root = str(Path(__file__).parents[2])  # where this package is, also when it is not installed
+        paths = [root, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+        self._environment = {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts, self._next = 0, 0.0
+
+    def listen(self, row: Mapping[str, Any]) -> None:
+        """Takes each row of the run. The first one starts the shipper: until then the processor is needed elsewhere."""
+        now = time.monotonic()
+        if now < self._next or row["kind"] not in ("step", "epoch"):
+            return
+        self._next = now + LOOK_SECONDS
+        if self._is_gone() and self._starts < STARTS:
+            self._start()
+
+    def close(self, seconds: float) -> None:
+        """The run is over: waits for the shipper, at most `seconds`, and tells what has become of it."""
+        if self._is_gone() and last_row(self._folder) is not None:  # killed, or the run has ended without a new row
+            self._start()
+        if self._process is None or self._process.stdin is None:
+            return
+        self._process.stdin.close()
+        try:
+            self._wait(seconds)
+        except KeyboardInterrupt:
+            self._announce("Left W&B alone.")
+        done = self._process.poll() == 0
+        if self._process.poll() is None:
+            self._process.terminate()
+        status = read_status(self._folder)
+        if problem := status.get("problem"):
+            self._announce(f"W&B: {problem}")
+        if not done:
+            self._announce(f"Not everything is in W&B yet: python jobs/report.py sync {self._folder} sends the rest.")
+        elif status.get("url"):
+            self._announce(f"W&B: {status['url']}")
+
+    def _is_gone(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _start(self) -> None:
+        self._starts += 1
+        try:
+            self._process = self._started()
+        except OSError as error:  # a full disk, no process to be had: the training is not to end for it
+            self._announce(f"W&B: the process that sends could not be started: {error}")
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        (self._folder / "wandb").mkdir(exist_ok=True)
+        with open(self._folder / "wandb" / "shipper.log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "distcifar.tracking.shipper", self._folder, json.dumps(asdict(self._how))],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C is for the training; this process then sends the rest
+            )
+
+    def _wait(self, seconds: float) -> None:
+        assert self._process is not None
+        for part, words in ((QUIET_SECONDS, "Sending the rest to W&B; Ctrl-C leaves it for later."), (seconds, "")):
+            try:
+                self._process.wait(part)
+                return
+            except subprocess.TimeoutExpired:
+                if words:
+                    self._announce(words)

@@ -1,0 +1,74 @@
+"""Sends a run's artifacts one after another in a thread, beside the rows."""
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from distcifar.errors import TrackingError
+from distcifar.tracking.identity import Identity
+from distcifar.tracking.uploads import Outbox
+from distcifar.tracking.wandb import WandbRun
+from distcifar.tracking.wandb_artifacts import call_latest, prune_states, upload
+
+log = logging.getLogger(__name__)
+
+TRIES = 3  # of each artifact once the run is over
+
+
+class Uploader:
+    """Sends what `outbox` has due. W&B's client blocks in an outage: `look` never does, `finish` does."""
+
+    def __init__(self, run: WandbRun, identity: Identity, outbox: Outbox, *, keep_states: int, minutes: float) -> None:
+        self._run, self._identity, self._outbox = run, identity, outbox
+        self._keep_states, self._pause = keep_states, 60 * minutes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._under_way: Future[None] | None = None
+        self._next = 0.0
+        outbox.sweep()
+
+    def look(self) -> None:
+        """Begins to send what is due, if nothing is under way and the last time was long enough ago."""
+        if self._under_way is not None:
+            if not self._under_way.done():
+                return
+            if (error := self._under_way.exception()) is not None:
+                log.warning("%s", error)
+            self._under_way = None
+        if time.monotonic() >= self._next and self._outbox.due(over=False):
+            self._next = time.monotonic() + self._pause
+            self._under_way = self._thread.submit(self._send_due, over=False)
+
+    def finish(self, *, over: bool) -> None:
+        """Sends everything that is due. Raises TrackingError for what could not be sent."""
+        self._thread.shutdown(wait=True)
+        try:
+            self._send_all(over=over)
+        finally:
+            self._outbox.sweep()
+
+    def _send_all(self, *, over: bool) -> None:
+        for left in reversed(range(TRIES)):
+            try:
+                self._send_due(over=over)
+                break
+            except TrackingError as error:
+                if not left:
+                    raise
+                log.warning("%s", error)
+                time.sleep(1)
+
+    def _send_due(self, *, over: bool) -> None:
+        for key in self._outbox.due(over=over):
+            try:
+                found = self._outbox.take(key)
+            except FileNotFoundError as error:  # pruned since: there is a newer one
+                log.info("%s is passed over: %s", key, error)
+                continue
+            newer = self._outbox.newer(found)
+            version = upload(self._run.handle, self._identity, found)
+            if newer is not None:
+                call_latest(self._identity, newer)
+            self._outbox.done(found, version)
+            log.info("sent %s as %s", key, version)
+            if found.kind == "state":
+                prune_states(self._identity, keep=self._keep_states)

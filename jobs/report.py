@@ -1,0 +1,89 @@
+"""Reports of runs: one HTML file that needs nothing else, and the same as a W&B report.
+
+examples:
+  python jobs/report.py first                       runs/first/report.html
+  python jobs/report.py first second --out both.html    a comparison
+  python jobs/report.py --group widths              all runs of a search
+  python jobs/report.py first --html-only           nothing for W&B
+  python jobs/report.py sync                        sends to W&B what it lacks of all runs, and the reports kept of them
+  python jobs/report.py sync first                  of one run
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from program import command as typed
+from program import run_program
+
+from distcifar.errors import ConfigError
+from distcifar.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class Command:
+    """Which runs, and where their report goes."""
+
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[sync] RUN...")] = ()
+    """Runs by name or directory. With the word sync before them (or alone, for all): send them to W&B."""
+    group: Annotated[str, tyro.conf.arg(metavar="SWEEP")] = ""
+    """All runs of this W&B group as well."""
+    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    """Folder of the runs."""
+    out: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """The HTML file (default: report.html in the run, or report-NAMES.html beside the runs)."""
+    html_only: Annotated[bool, tyro.conf.arg(aliases=["--no-publish"])] = False
+    """Nothing for W&B."""
+    debug: bool = False
+    """Show tracebacks of mistakes."""
+
+
+def main(argv: list[str]) -> int:
+    """Writes the report, or sends runs; returns the exit code."""
+    command = tyro.cli(
+        Command, args=argv, description=__doc__, prog="report.py", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if command.names[:1] == ("sync",):
+        return sync(command)
+    if not command.names and not command.group:
+        raise ConfigError("No run is named", "A report is about runs", "python jobs/report.py RUN..., or --group SWEEP")
+    from distcifar.insight.report import report_path, write_report
+    from distcifar.insight.report_run import find_runs, read_run
+
+    folders = find_runs(command.names, command.runs, command.group)
+    records, default = [read_run(folder) for folder in folders], report_path(folders, command.runs, command.group)
+    page = Path(command.out) if command.out else default
+    write_report(records, page, runs=command.runs, group=command.group, known=RECIPES)
+    print(f"Report: {page}", flush=True)
+    if not command.html_only:
+        from distcifar.insight.wandb_report import keep_and_publish
+
+        spec = default.with_suffix(".json")
+        online = os.environ.get("WANDB_MODE", "online") == "online"
+        print(keep_and_publish(records, spec, runs=command.runs, group=command.group, known=RECIPES, online=online,
+                               later=typed("sync", "--runs", str(command.runs))))  # fmt: skip
+    return 0
+
+
+def sync(command: Command) -> int:
+    """Sends to W&B what it lacks of runs, then the reports that are kept of them."""
+    from distcifar.insight.report_run import all_runs, find_runs
+    from distcifar.insight.wandb_report import kept_reports, publish
+    from distcifar.tracking.sync import sync_runs
+
+    named = find_runs(command.names[1:], command.runs, command.group)
+    folders = named or all_runs(command.runs)
+    results = sync_runs(folders, announce=print)
+    for result in results:
+        print(f"{result.folder.name}: {result.state}, {result.rows} rows, {result.artifacts} artifacts {result.url}")
+        print("".join(f"  missing: {sentence}\n" for sentence in result.missing), end="")
+    for path in kept_reports(folders, command.runs):
+        print(f"Report in W&B: {publish(path)}")
+    return 2 if any(result.missing for result in results) else 0
+
+
+if __name__ == "__main__":
+    run_program(main)

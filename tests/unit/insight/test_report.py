@@ -1,0 +1,254 @@
+"""The HTML report says what a run has, survives what it lacks, loads nothing, and shows what people typed as text."""
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distcifar.config import to_dict
+from distcifar.errors import DataError
+from distcifar.insight.report import MOST_COLOURS, render, report_path, write_report
+from distcifar.insight.report_charts import HEIGHT, WIDTH, Series, line_chart, nice_ticks
+from distcifar.insight.report_classes import class_rows, confused_pairs
+from distcifar.insight.report_facts import compare, promise, tiles
+from distcifar.insight.report_run import all_runs, find_runs, read_run
+from distcifar.recipes import RECIPES
+from distcifar.tracking.registry_log import Act, append_act
+from tests.unit.insight.report_runs import Page, write_run
+
+EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/a.png onerror=alert(1)>"
+
+
+def page_of(*folders, group=""):
+    runs = folders[0].parent
+    page = Page(render([read_run(folder) for folder in folders], runs=runs, group=group, known=RECIPES))
+    assert page.open == [], "elements that are never closed"
+    assert page.loads_from_outside == []
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    return page
+
+
+def test_a_run_is_told(tmp_path):
+    events = [("failure", "rank 1 on node-7: it was killed"), ("continue", "at step 20 with 2 worker(s)")]
+    page = page_of(write_run(tmp_path / "first", samples=True, events=events))
+    for part in ("first", "finished", "90.00%", "3 of 3", "1:23", "1,234", "627.9 k", "CPU", "cifar10 (aa1d6b127f)",
+                 "2026-11-22 09:04 UTC", "node-1", "Ours: 91 % on CIFAR-10", "epochs 3 instead of 6",
+                 "rank 1 on node-7: it was killed", "optim.muon_lr", "airplane", "Gradient norm"):  # fmt: skip
+        assert part in page.text, part
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("img") == 6
+    assert "is: cat" in page.text, "the mistaken picture does not say what it is"
+    assert "epoch 2\ntrain: " in page.text, "curves do not tell their values"
+    assert "cat taken for dog: 10 of 100" in page.titles
+
+
+def test_it_is_written_whole_beside_the_run(tmp_path):
+    folder = write_run(tmp_path / "first")
+    path = report_path([folder], tmp_path)
+    assert path == folder / "report.html"
+    write_report([read_run(folder)], path, runs=tmp_path)
+    assert path.read_text().startswith("<!doctype html>")
+    assert path.stat().st_size < 200_000
+    assert report_path([folder, tmp_path / "b"], tmp_path).name == "report-first-b.html"
+    assert report_path([folder], tmp_path, "a/b").name == "report-a-b.html"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"finished": False},
+        {"finished": False, "epochs": 0},
+        {"epochs": 1},
+        {"epochs": 1, "steps": 1},
+        {"validation": False},
+        {"validation": False, "finished": False},
+        {"nan": True},
+        {"steps": 500, "epochs": 20},
+        {"classes": [f"class {i}" for i in range(100)]},
+        {"classes": ["飞机", "汽车 | пример", "カエル", "말"]},
+        {"classes": ["only"]},
+    ],
+    ids=str,
+)
+def test_odd_runs_are_told_too(tmp_path, odd):
+    folder = write_run(tmp_path / "odd", **odd)
+    page = page_of(folder)
+    for name in list(odd.get("classes", []))[:1]:
+        assert name in page.text
+    assert len(page.html) < 1_000_000
+    assert "nan" not in page.text.lower()
+    both = page_of(folder, write_run(tmp_path / "usual"))
+    assert both.tags.count("svg") == 4
+
+
+def test_an_unfinished_run_says_how_it_stands(tmp_path):
+    failed = write_run(tmp_path / "failed", finished=False, events=[("failed", "three failures at step 40")])
+    page = page_of(failed)
+    for part in ("failed", "three failures at step 40", "Validation accuracy so far", "80.00%", "no result yet"):
+        assert part in page.text, part
+    begun = write_run(tmp_path / "begun", finished=False, epochs=0)
+    assert page_of(begun).tags.count("svg") == 0
+    assert tiles(read_run(begun))[0].value == "–"
+
+
+def test_what_people_typed_is_text(tmp_path):
+    folder = write_run(tmp_path / "a", classes=(EVIL, "b"), events=[(EVIL, EVIL)], samples=True)
+    recipe = json.loads((folder / "recipe.json").read_text()) | {"name": EVIL, "description": EVIL}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    facts = json.loads((folder / "run.json").read_text())
+    facts["hardware"]["host"] = facts["started"] = facts["spec"]["source"] = facts["data_digest"] = EVIL
+    (folder / "run.json").write_text(json.dumps(facts))
+    named = write_run(tmp_path / "<b>bold")
+    for page in (page_of(folder), page_of(folder, named, group=EVIL)):
+        assert EVIL in page.text
+    assert "<b>bold" in page_of(folder, named).text
+
+
+def test_the_page_forbids_what_it_does_not_need(tmp_path):
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page_of(write_run(tmp_path / "a")).html
+
+
+def test_several_runs_are_compared(tmp_path):
+    folders = [write_run(tmp_path / f"run-{i}", accuracy=0.5 + i / 40, seed=i, samples=True) for i in range(10)]
+    page = page_of(*folders, group="seeds")
+    best_first = [page.text.index(f"run-{i}") for i in reversed(range(10))]
+    assert best_first == sorted(best_first)
+    assert "seeds" in page.text
+    assert "the others" in page.text, "more lines than colours"
+    differing = [field.name for field in compare([read_run(folder) for folder in folders]) if field.differs]
+    assert differing == ["recipe.seed"]
+    assert len(page.html) < 1_000_000
+    assert f'class="c{MOST_COLOURS}"' in page.html
+
+
+@pytest.mark.parametrize(
+    ("measured", "reported", "told"),
+    [(0.90, 0.85, "Kept: 5.00 points above"), (0.90, 0.905, "Kept: 0.50 points below"),
+     (0.90, 0.99, "Missed: 9.00 points"), (0.90, None, "reports no accuracy"), (math.nan, 0.9, "Not measured")],
+)  # fmt: skip
+def test_the_promise_is_held_against_the_measured_figure(tmp_path, measured, reported, told):
+    folder = write_run(tmp_path / "a", reported=reported)
+    summary = json.loads((folder / "summary.json").read_text()) | {"test_accuracy": measured}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert told in promise(read_run(folder), RECIPES).verdict
+
+
+def test_a_changed_recipe_is_told_and_an_unchanged_one_is_not(tmp_path):
+    changed = read_run(write_run(tmp_path / "a", epochs=6, label_smoothing=0.0))
+    assert promise(changed, RECIPES).changed == ("label_smoothing 0 instead of 0.2",)
+    assert promise(read_run(write_run(tmp_path / "b", epochs=6)), RECIPES).changed == ()
+    assert promise(changed, {}).changed == ()
+
+
+def test_classes_come_hardest_first_with_what_they_are_taken_for(tmp_path):
+    folder = write_run(tmp_path / "a")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["per_class_accuracy"] = {"airplane": 0.9, "cat": None, "dog": 0.2, "ship": 1.0}
+    summary["confusion"] = [[90, 0, 10, 0], [0, 0, 0, 0], [1, 70, 20, 9], [0, 0, 0, 100]]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    run = read_run(folder)
+    rows = class_rows(run)
+    assert [row.name for row in rows] == ["dog", "airplane", "ship", "cat"]
+    assert (rows[0].mistaken_for, rows[0].mistakes, rows[0].images) == ("cat", 70, 100)
+    assert rows[2].mistaken_for == ""
+    pairs = [(pair.true, pair.predicted, pair.count) for pair in confused_pairs(run)]
+    assert pairs == [("dog", "cat", 70), ("airplane", "dog", 10), ("dog", "ship", 9), ("dog", "airplane", 1)]
+    page_of(folder)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half", None], ids=["empty", "half", "without an array"])
+def test_damaged_samples_are_left_out(tmp_path, damage):
+    folder = write_run(tmp_path / "a", samples=True)
+    if damage is None:
+        np.savez(folder / "samples.npz", images=np.zeros((1, 8, 8, 3), np.uint8))
+    else:
+        (folder / "samples.npz").write_bytes(damage)
+    assert page_of(folder).tags.count("img") == 0
+
+
+def test_grey_and_large_samples_are_drawn(tmp_path):
+    folder = write_run(tmp_path / "a")
+    for shape in ((2, 28, 28, 1), (2, 300, 200, 3)):
+        images = np.full(shape, 7, np.uint8)
+        np.savez(folder / "samples.npz", images=images, labels=[0, 99], predictions=[0, 1], confidence=[1.0, 0.5])
+        page = page_of(folder)
+        assert page.tags.count("img") == 2
+        assert "class 99" in page.text
+        assert len(page.html) < 200_000
+
+
+def test_registered_versions_are_told(tmp_path):
+    folder = write_run(tmp_path / "a")
+    log = tmp_path / ".registry/model/log.jsonl"
+    log.parent.mkdir(parents=True)
+    act = Act(time="2026-11-22T10:00:00+00:00", act="promote", alias="staging", version="v1", before="", digest="d",
+              recipe="quick", run="a", wandb="", test_accuracy=0.9, data_digest="aa", class_names=("x",),
+              who="ann@node", forced=False, reason="")  # fmt: skip
+    append_act(log, act)
+    page = page_of(folder)
+    assert "Registered models" in page.text
+    assert "ann@node" in page.text
+    assert "Registered models" not in page_of(write_run(tmp_path / "b")).text
+    log.write_text("{}\n")
+    assert "The registry's log is damaged" in page_of(folder).text
+
+
+def test_runs_are_found_by_name_path_and_group(tmp_path):
+    a, b = (write_run(tmp_path / "runs" / name, group=group) for name, group in (("a", "g"), ("b", "")))
+    runs = tmp_path / "runs"
+    assert all_runs(runs) == [a, b]
+    assert find_runs(["b", str(a), "b"], runs) == [b, a]
+    assert find_runs(["b"], runs, "g") == [b, a]
+    for names, group, told in ((["aa"], "", "Did you mean 'a'"), ([], "gg", "Did you mean 'g'"), (["."], "", "no run")):
+        with pytest.raises(DataError, match=told):
+            find_runs(names, runs, group)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "quick"}'])
+def test_a_damaged_run_is_said_to_be_one(tmp_path, text):
+    folder = write_run(tmp_path / "a")
+    (folder / "recipe.json").write_text(text)
+    with pytest.raises(DataError, match="cannot be read as a run"):
+        read_run(folder)
+
+
+def test_recipes_of_another_version_are_told(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (folder / "recipe.json").write_text(json.dumps(to_dict(RECIPES["quick"]) | {"newer": 1}))
+    assert "cannot be compared" in page_of(folder).text
+
+
+FLOATS = st.floats(-1e6, 1e6, allow_subnormal=False)
+
+
+@given(low=FLOATS, high=FLOATS, most=st.integers(2, 8))
+def test_ticks_are_few_even_and_within(low, high, most):
+    low, high = sorted((low, high))
+    ticks = nice_ticks(low, high, most=most)
+    slack = 1e-6 * max(1.0, abs(low), abs(high))
+    assert len(ticks) <= most
+    assert all(low - slack <= tick <= high + slack for tick in ticks)
+    assert ticks == sorted(ticks)
+
+
+@given(values=st.lists(FLOATS, min_size=1, max_size=30), low=st.sampled_from([None, 0.0]))
+def test_lines_stay_in_their_box(values, low):
+    bounds = (low, None)
+    chart = line_chart("t", [Series("a", "c1", list(range(len(values))), [abs(v) for v in values])], bounds=bounds)
+    assert chart is not None
+    places = [tuple(map(float, point.split(","))) for point in chart.lines[0].points.split()]
+    assert len(places) == len(values)
+    assert all(-0.1 <= x <= WIDTH + 0.1 and -0.1 <= y <= HEIGHT + 0.1 for x, y in places)
+    assert all(-1e-6 <= tick.place <= 100 + 1e-6 for tick in (*chart.x_ticks, *chart.y_ticks))
+    heights = [-y for _, y in places]
+    order = sorted(range(len(values)), key=lambda i: abs(values[i]))
+    assert all(heights[a] <= heights[b] for a, b in pairwise(order)), "higher values lie higher"
+    assert sum(band.width for band in chart.bands) == pytest.approx(WIDTH)
+
+
+def test_nothing_to_draw_is_no_chart():
+    assert line_chart("t", [Series("a", "c1", [], [])]) is None
