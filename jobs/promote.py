@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
         Command, args=argv, description=__doc__, prog="promote.py", config=(tyro.conf.FlagCreatePairsOff,)
     )
     act = console.asked_act(vars(command))
-    registry = Registry(command.runs, command.registry, whole_model)
+    registry = Registry(command.runs, command.registry)
     spec = from_environment(RunSpec(project=command.project, entity=command.entity))
     online = not command.offline and spec.wandb in ("auto", "online")
     if act in console.TABLES:
@@ -86,13 +86,6 @@ def main(argv: list[str]) -> int:
         asked = command.to or command.rollback
         wandb_registry.sync(registry, project=spec.project, entity=spec.entity, asked=asked, announce=print)
     return 0
-
-
-def whole_model(folder: Path) -> None:
-    """Raises CheckpointError for a damaged model directory. Imports torch, for which --list need not wait."""
-    from distcifar.training.checkpoint import MODEL_FILES, verify
-
-    verify(folder, MODEL_FILES)
 
 
 if __name__ == "__main__":

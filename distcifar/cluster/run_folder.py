@@ -16,7 +16,7 @@ from distcifar.config import Recipe, RunSpec, from_dict, to_dict
 from distcifar.errors import RunError, StorageError
 from distcifar.files import ASIDE, sweep_aside, sync_folder, write_json
 from distcifar.tracking.fetch import SCHEME
-from distcifar.tracking.identity import Identity, new_identity, write_identity
+from distcifar.tracking.identity import Identity, new_identity, read_identity, write_identity
 from distcifar.tracking.journal import append_event
 from distcifar.tracking.outcome import launch_lock
 from distcifar.tracking.rows import last_row
@@ -168,6 +168,8 @@ def _go_on(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -
     _reopen(folder, recipe)
     write_json(folder / "recipe.json", to_dict(recipe))
     write_json(folder / "run.json", facts | ({"parent": parent} if parent else {}))
+    if read_identity(folder) is None:  # begun before there was tracking
+        write_identity(folder, _identity(spec, folder, None))
 
 
 def _require_parent(folder: Path, wanted: str, parent: dict[str, Any] | None) -> None:

@@ -28,7 +28,6 @@ from distcifar.tracking.registry_gates import (
     FACTS,
     KEPT_FILES,
     Candidate,
-    Verify,
     find_model,
     inspect,
     notes,
@@ -59,11 +58,11 @@ class Promotion:
 
 
 class Registry:
-    """The registry `name` in a runs folder. `verify` raises CheckpointError for a damaged model directory."""
+    """The registry `name` in a runs folder."""
 
-    def __init__(self, runs: Path, name: str, verify: Verify) -> None:
+    def __init__(self, runs: Path, name: str) -> None:
         self.name = require_name(name, "a registry")
-        self.runs, self.verify = runs, verify
+        self.runs = runs
         self.folder = runs.absolute() / ".registry" / name
         self._log = self.folder / "log.jsonl"
 
@@ -96,10 +95,10 @@ class Registry:
 
     def _candidate(self, thing: str) -> Candidate:
         if not VERSION.fullmatch(thing):
-            return inspect(find_model(thing, self.runs), self.verify)
+            return inspect(find_model(thing, self.runs))
         known = self._known(self.state(), thing)
-        require_whole(self.copy(known.digest), self.verify, known.digest)
-        return inspect(self.copy(known.digest), self.verify)
+        require_whole(self.copy(known.digest), known.digest)
+        return inspect(self.copy(known.digest))
 
     def rollback(self, alias: str, *, reason: str = "") -> Act:
         """Makes `alias` point at what it pointed at before; again goes one further back."""
@@ -115,7 +114,7 @@ class Registry:
                         "Promote another one",
                     )
                 facts = state.newest(held[-2])
-                require_whole(self.copy(facts.digest), self.verify, facts.digest)
+                require_whole(self.copy(facts.digest), facts.digest)
                 time, who = _now()
                 act = replace(
                     facts, time=time, who=who, act="rollback", alias=alias, before=held[-1], forced=False, reason=reason
@@ -137,8 +136,8 @@ class Registry:
         """Copies the model that `wanted`, an alias or a version, points at to `target`, verified there."""
         found = self.find(wanted)
         source = self.copy(found.digest)
-        with storage_errors(target), pulled_folder(target, self.verify) as aside:
-            require_whole(source, self.verify, found.digest)
+        with storage_errors(target), pulled_folder(target) as aside:
+            require_whole(source, found.digest)
             _copy(source, aside, (*KEPT_FILES, FACTS))
         return found
 
@@ -184,17 +183,17 @@ class Registry:
             )
         target = self.copy(candidate.digest)
         with suppress(RegistryError):  # a damaged copy is made anew
-            require_whole(target, self.verify, candidate.digest)
+            require_whole(target, candidate.digest)
             write_json(target / FACTS, candidate.facts())
             return
         with folder_aside(target) as aside:
             _copy(candidate.folder, aside, KEPT_FILES)
             write_json(aside / FACTS, candidate.facts())
-            require_whole(aside, self.verify, candidate.digest)  # it may have changed meanwhile
+            require_whole(aside, candidate.digest)  # it may have changed meanwhile
 
 
 @contextmanager
-def pulled_folder(target: Path, verify: Verify) -> Iterator[Path]:
+def pulled_folder(target: Path) -> Iterator[Path]:
     """A folder to fill with a model; it is verified, and takes `target`'s name, which must be free."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise RegistryError(
@@ -204,7 +203,7 @@ def pulled_folder(target: Path, verify: Verify) -> Iterator[Path]:
         )
     with folder_aside(target.absolute()) as aside:
         yield aside
-        require_whole(aside, verify)
+        require_whole(aside)
 
 
 @contextmanager

@@ -2,21 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distcifar.config import did_you_mean
 from distcifar.errors import CheckpointError, RegistryError
+from distcifar.sealed import MODEL_FILES, verify
 from distcifar.tracking.identity import read_identity
 from distcifar.tracking.registry_log import Act
 
-MODEL_FILES = ("model.safetensors", "model.json", "recipe.json")  # those of training/checkpoint.py
 KEPT_FILES = (*MODEL_FILES, "manifest.json", "README.md")  # what a copy has of them; not each model has a README.md
 FACTS = "registry.json"  # beside them in a copy: what its run told of it
-
-Verify = Callable[[Path], None]  # training/checkpoint.py's, for a model directory
 
 
 @dataclass(frozen=True)
@@ -63,10 +60,10 @@ def _is_run(folder: Path) -> bool:
     return (folder / "run.json").exists() or (folder / "summary.json").exists()
 
 
-def inspect(folder: Path, verify: Verify) -> Candidate:
+def inspect(folder: Path) -> Candidate:
     """What the model of a run directory, or in a model directory, is. RegistryError where a gate keeps it out."""
     if not _is_run(folder):
-        return _candidate(folder, _facts_of_model(folder), folder.name, verify)
+        return _candidate(folder, _facts_of_model(folder), folder.name)
     if not (folder / "summary.json").exists():
         raise RegistryError(
             f"The run {folder.name!r} is not finished: it has no summary.json",
@@ -78,7 +75,7 @@ def inspect(folder: Path, verify: Verify) -> Candidate:
     except (ValueError, TypeError) as error:
         raise _unreadable(folder / "tracking.json", error) from error
     facts = read_object(folder / "summary.json") | {"run": folder.name, "wandb": identity.path if identity else ""}
-    return _candidate(folder / "model", facts, folder.name, verify)
+    return _candidate(folder / "model", facts, folder.name)
 
 
 def _facts_of_model(folder: Path) -> dict[str, Any]:
@@ -86,8 +83,8 @@ def _facts_of_model(folder: Path) -> dict[str, Any]:
     return read_object(folder / (FACTS if (folder / FACTS).exists() else "model.json"))
 
 
-def _candidate(folder: Path, facts: dict[str, Any], name: str, verify: Verify) -> Candidate:
-    digest = require_whole(folder, verify)
+def _candidate(folder: Path, facts: dict[str, Any], name: str) -> Candidate:
+    digest = require_whole(folder)
     accuracy: Any = facts.get("test_accuracy")
     if not _is_share(accuracy):
         owner = None if _is_run(folder.parent) else _owner(folder)
@@ -131,10 +128,10 @@ def _owner(folder: Path) -> Path | None:
     return next((parent for parent in folder.absolute().parents if _is_run(parent)), None)
 
 
-def require_whole(folder: Path, verify: Verify, digest: str = "") -> str:
+def require_whole(folder: Path, digest: str = "") -> str:
     """The digest of the model in `folder`, which must be whole and, where `digest` is given, that one."""
     try:
-        verify(folder)
+        verify(folder, MODEL_FILES)
         found = str(read_object(folder / "manifest.json")["files"]["model.safetensors"]["sha256"])
         if digest not in ("", found):
             raise CheckpointError(f"{folder} has another model than it had", "", "")

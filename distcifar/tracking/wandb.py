@@ -176,8 +176,9 @@ def leave_behind() -> None:
     for child in psutil.Process().children():
         if child.name() == "wandb-core":
             child.kill()
-    with suppress(wandb.errors.Error, OSError):  # it has lost its service
+    with suppress(wandb.errors.Error, OSError, SystemExit):  # it finds its service killed, and would leave as that did
         wandb.teardown()
+    wandb.run = None  # while there is one, `wandb.login` looks for no key
 
 
 def _unreachable(error: BaseException) -> TrackingError:

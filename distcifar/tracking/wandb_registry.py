@@ -19,9 +19,10 @@ from filelock import FileLock
 
 from distcifar.errors import RegistryError, TrackingError
 from distcifar.files import write_json
+from distcifar.sealed import MODEL_FILES
 from distcifar.tracking.registry import Registry, pulled_folder
 from distcifar.tracking.registry_cursor import Cursor
-from distcifar.tracking.registry_gates import FACTS, KEPT_FILES, MODEL_FILES, read_object, require_whole
+from distcifar.tracking.registry_gates import FACTS, KEPT_FILES, read_object, require_whole
 from distcifar.tracking.registry_log import Act, State, require_name
 from distcifar.tracking.wandb import has_key
 
@@ -141,7 +142,7 @@ def _artifact(run: "wandb.Run", registry: Registry, act: Act) -> "wandb.Artifact
     import wandb
 
     folder = registry.copy(act.digest)
-    require_whole(folder, registry.verify, act.digest)
+    require_whole(folder, act.digest)
     name = f"{act.wandb.rpartition('/')[2] or f'{registry.name}-{act.digest[:16]}'}-model"
     draft = wandb.Artifact(name, type="model", metadata=read_object(folder / FACTS))
     for file in KEPT_FILES:
@@ -215,11 +216,11 @@ def pull(
     with _told("Try again, or pull from the runs folder that promoted it"):
         artifact = _find(_api(entity), registry.name, recipe, alias)
         names = _require_model(artifact, most_bytes)
-        with pulled_folder(target, registry.verify) as aside:
+        with pulled_folder(target) as aside:
             for file in names:
                 artifact.get_entry(file).download(root=str(aside), skip_cache=True)
             _require_size(artifact, sum(path.stat().st_size for path in aside.iterdir()), most_bytes)
-            _write_facts(aside, require_whole(aside, registry.verify), artifact.metadata)
+            _write_facts(aside, require_whole(aside), artifact.metadata)
         return _name(artifact)
 
 

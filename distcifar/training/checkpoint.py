@@ -9,7 +9,7 @@ step-00000264/
   manifest.json      format version, sha256 and size of each file above
 
 A state is captured between two steps, as a copy on the CPU; the copy is written whenever there is time
-(training/saving.py). Format 1 numbered the optimizer's tensors; it was never released and is not read.
+(training/saving.py). sealed.py makes and checks the manifest.
 """
 
 import json
@@ -25,12 +25,9 @@ from safetensors.torch import load_file, save_file
 
 from distcifar.config import to_dict
 from distcifar.errors import CheckpointError
-from distcifar.files import folder_aside, sha256_of, write_atomically, write_json
+from distcifar.files import folder_aside, write_atomically, write_json
+from distcifar.sealed import seal, verify
 from distcifar.training.state import TrainState, Weights
-
-FORMAT_VERSION = 2
-MODEL_FILES = ("model.safetensors", "model.json", "recipe.json")
-FILES = ("state.safetensors", "state.json", *MODEL_FILES)
 
 
 def checkpoint_name(step: int) -> str:
@@ -133,45 +130,6 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(checkpoint)
     else:
         checkpoint.unlink()
-
-
-def seal(folder: Path) -> dict[str, str]:
-    """Writes manifest.json over the files in `folder`; the sha256 of each by its name."""
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
-    write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
-    return {name: str(entry["sha256"]) for name, entry in files.items()}
-
-
-def verify(folder: Path, files: tuple[str, ...] = FILES) -> None:
-    """Raises CheckpointError naming the first file that is missing, damaged, or of another format."""
-
-    def damaged(found: str) -> CheckpointError:
-        return CheckpointError(
-            found, "A checkpoint is loaded only if every digest matches", "Use another checkpoint of the run"
-        )
-
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        version = manifest["format_version"]
-        seals = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(f"{folder / 'manifest.json'} cannot be read ({error})") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has format version {version!r}",
-            f"This version of distcifar reads format {FORMAT_VERSION}",
-            "Load it with the version that wrote it",
-        )
-    for name in files:
-        path = folder / name
-        if name not in seals or not path.is_file():
-            raise damaged(f"{path} is missing")
-        try:
-            found = (path.stat().st_size, sha256_of(path))
-        except OSError as error:
-            raise damaged(f"{path} cannot be read ({error})") from error
-        if found != seals[name]:
-            raise damaged(f"{path} is damaged (its sha256 is not the manifest's)")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 from safetensors.torch import load_file
 
+from distcifar.sealed import verify
 from distcifar.tracking.journal import read_events, read_rows
-from distcifar.training.checkpoint import checkpoints, verify
+from distcifar.training.checkpoint import checkpoints
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = REPOSITORY / "jobs" / "train.py"

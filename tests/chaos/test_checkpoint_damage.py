@@ -13,8 +13,9 @@ import pytest
 from distcifar.cluster.job import Job
 from distcifar.data.prepare import PreparedData
 from distcifar.errors import CheckpointError
+from distcifar.sealed import FILES, seal
 from distcifar.tracking.journal import read_events
-from distcifar.training.checkpoint import FILES, checkpoints, load_checkpoint, newest_good, seal
+from distcifar.training.checkpoint import checkpoints, load_checkpoint, newest_good
 from tests.chaos.conftest import Record
 from tests.chaos.ranks import Fault, a_job, attempt, differences, plan_problems, prepared
 from tests.chaos.table import Trial

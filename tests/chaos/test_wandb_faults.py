@@ -18,7 +18,7 @@ from distcifar.tracking.journal import read_events
 from distcifar.tracking.rows import epoch_rows, iter_rows
 from distcifar.tracking.shipping import shipped_rows
 from tests.chaos.programs import REPOSITORY, Program, newest_step, same_end
-from tests.support.wandb_lab import Lab
+from tests.support.wandb_lab import KEY, Lab
 
 pytestmark = pytest.mark.slow
 TWO = ("--workers", "2", "--checkpoint-steps", "20", "--upload-minutes", "0")
@@ -56,6 +56,7 @@ def faulted_run(place: Path, name: str, environment: dict[str, str]) -> Program:
             step += random.Random(number).randint(20, 60)
             go_to(program, step)
             kill_one(program, victim)
+            assert not [ray for ray in children(program, "ray::") if KEY in ray.environ().values()]
         step += 30
         go_to(program, step)
         if number < 2:

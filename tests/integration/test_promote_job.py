@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from distcifar.errors import TrackingError
+from distcifar.sealed import MODEL_FILES, verify
 from distcifar.tracking import wandb_registry
 from tests.support.wandb_lab import KEY, Lab
-from tests.unit.tracking.registry_runs import log_lines, make_run, registry, whole
+from tests.unit.tracking.registry_runs import log_lines, make_run, registry
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "jobs"))
@@ -135,7 +136,7 @@ def test_promote_refuse_force_roll_back_list_history_and_pull(runs, tmp_path, ty
     told = typed("--pull", "production", tmp_path / "out")
     lines = told[told.index("from safetensors") :]
     assert lines.count("out/model.safetensors") == 1
-    whole(tmp_path / "out")
+    verify(tmp_path / "out", MODEL_FILES)
     assert "not an empty folder" in typed("--pull", "v2", tmp_path / "out", code=2)
 
 
@@ -196,7 +197,7 @@ def test_online_each_act_is_on_the_server_at_once_and_another_machine_pulls_it(r
 
     second = lab.client(tmp_path / "second home")
     promote("--pull", "production", tmp_path / "out", "--runs", tmp_path / "empty", env=second)
-    whole(tmp_path / "out")
+    verify(tmp_path / "out", MODEL_FILES)
     for name in ("model.safetensors", "README.md", "manifest.json"):
         assert (tmp_path / "out" / name).read_bytes() == (runs / "other/model" / name).read_bytes()
     registry(tmp_path / "empty").promote(str(tmp_path / "out"), "staging")

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from distcifar.cluster.stopping import StopRequest
 from distcifar.files import sha256_of
+from distcifar.sealed import FILES, MODEL_FILES, verify
 from distcifar.tracking.journal import read_rows
-from distcifar.training.checkpoint import FILES, MODEL_FILES, checkpoints, verify
+from distcifar.training.checkpoint import checkpoints
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -15,9 +15,9 @@ from distcifar.cluster.job import Job
 from distcifar.cluster.recorder import Recorder, RunRecorder, silence
 from distcifar.errors import RunError, StorageError
 from distcifar.files import sha256_of
+from distcifar.sealed import MODEL_FILES, verify
 from distcifar.tracking.journal import read_events
 from distcifar.tracking.system import read_system
-from distcifar.training.checkpoint import MODEL_FILES, verify
 from distcifar.training.state import TrainState
 from distcifar.training.summary import Result, summarise
 from tests.support import ONE, fresh, reports, small_recipe

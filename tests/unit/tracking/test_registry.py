@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 import shutil
 import time
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from distcifar.config import to_dict
 from distcifar.errors import RegistryError, StorageError
 from distcifar.files import write_json
-from distcifar.tracking import registry_gates
+from distcifar.models import build_model
+from distcifar.sealed import MODEL_FILES, seal, verify
 from distcifar.tracking.registry_cursor import Cursor
 from distcifar.tracking.registry_log import Act, append_act, fold, read_acts
-from distcifar.training.checkpoint import MODEL_FILES, seal
-from tests.unit.tracking.registry_runs import CLASSES, change_a_byte, log_lines, make_run, registry, whole
+from tests.support import small_recipe
+from tests.unit.tracking.registry_runs import CLASSES, change_a_byte, log_lines, make_run, registry
 
 
 def act_of(alias: str, version: str, before: str, digest: str, *, act: str = "promote") -> Act:
@@ -160,15 +163,11 @@ def test_a_promotion_leaves_a_copy_and_a_line_that_tells_all_of_it(tmp_path):
     assert {key: line[key] for key in told} == told
     assert line["digest"] == json.loads((run / "summary.json").read_text())["model_sha256"]
     copy = tmp_path / ".registry/model/models" / line["digest"][:16]
-    whole(copy)
+    verify(copy, MODEL_FILES)
     assert sorted(path.name for path in copy.iterdir()) == sorted(
         [*MODEL_FILES, "README.md", "manifest.json", "registry.json"]
     )
     assert (copy / "model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
-
-
-def test_the_files_of_a_model_are_those_of_training():
-    assert registry_gates.MODEL_FILES == MODEL_FILES
 
 
 @pytest.mark.parametrize("way", ["name", "run", "model", "version", "pulled"])
@@ -363,7 +362,7 @@ def test_a_deleted_run_loses_nothing_of_what_was_promoted(tmp_path):
     found.rollback("production")
     found.promote("v2", "staging")
     assert found.pull("production", tmp_path / "out").version == "v1"
-    whole(tmp_path / "out")
+    verify(tmp_path / "out", MODEL_FILES)
     assert load_file(tmp_path / "out/model.safetensors")["head.weight"].equal(tensors["head.weight"])
 
 
@@ -403,8 +402,8 @@ def test_a_model_is_pulled_into_an_empty_folder_only(tmp_path):
     (tmp_path / "empty").mkdir()
     found.pull("staging", tmp_path / "empty")
     found.pull("staging", tmp_path / "a/b/new")
-    whole(tmp_path / "empty")
-    whole(tmp_path / "a/b/new")
+    verify(tmp_path / "empty", MODEL_FILES)
+    verify(tmp_path / "a/b/new", MODEL_FILES)
 
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path):
@@ -415,6 +414,29 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path):
     registry(tmp_path / "runs").promote("first", "staging")
     with pytest.raises(StorageError):
         registry(tmp_path / "runs").pull("staging", tmp_path / "file/below")
+
+
+def test_what_a_killed_process_left_half_copied_is_removed(tmp_path):
+    make_run(tmp_path, "first")
+    left = tmp_path / ".registry/model/models/.aside-1234-abcd"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    registry(tmp_path).promote("first", "staging")
+    assert not left.exists()
+
+
+def test_the_page_loads_a_model(tmp_path, monkeypatch):
+    recipe = small_recipe()
+    model = build_model(recipe.model, channels=3, size=8, num_classes=2)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    write_json(tmp_path / "model.json", {"class_names": ["a", "b"], "input": {"channels": 3, "size": 8}})
+    write_json(tmp_path / "recipe.json", to_dict(recipe))
+    page = (Path(__file__).parents[3] / "docs/registry.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    assert all(found["model"].state_dict()[name].equal(value) for name, value in model.state_dict().items())
 
 
 # Several processes

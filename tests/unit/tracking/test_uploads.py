@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from distcifar.sealed import verify
 from distcifar.tracking import uploads
 from distcifar.tracking.identity import Identity
 from distcifar.tracking.journal import Journal
 from distcifar.tracking.uploads import CURSOR, OUTBOX, Outbox, Upload
-from distcifar.training.checkpoint import verify
 from tests.support.fake_run import FakeRun
 
 

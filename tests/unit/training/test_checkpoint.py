@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from distcifar import sealed
 from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, Recipe, ScheduleConfig, Stage, from_dict
 from distcifar.errors import CheckpointError
 from distcifar.models import build_model
+from distcifar.sealed import FILES, MODEL_FILES, seal, verify
 from distcifar.training import checkpoint as module
 from distcifar.training.checkpoint import (
-    FILES,
     checkpoint_name,
     checkpoints,
     load_checkpoint,
@@ -28,7 +29,6 @@ from distcifar.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
     save_model,
-    seal,
 )
 from distcifar.training.evaluate import evaluate
 from distcifar.training.reports import EpochReport, FitOptions, StepReport
@@ -196,10 +196,10 @@ def test_the_model_file_is_used_with_plain_safetensors_and_gives_the_measured_ac
 def test_a_model_alone_is_sealed_the_same_way(tmp_path: Path):
     state, _ = fresh(small_recipe())
     save_model(tmp_path / "model", state, {"a": 1})
-    module.verify(tmp_path / "model", module.MODEL_FILES)
+    verify(tmp_path / "model", MODEL_FILES)
     (tmp_path / "model" / "model.json").write_text('{"a": 2}')
     with pytest.raises(CheckpointError, match=r"model\.json"):
-        module.verify(tmp_path / "model", ("model.safetensors", "model.json"))
+        verify(tmp_path / "model", ("model.safetensors", "model.json"))
 
 
 # Damage
@@ -317,7 +317,7 @@ def test_a_disk_that_cannot_read_a_file_back_is_a_damage_like_any_other(copy: Pa
     def unreadable(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr(module, "sha256_of", unreadable)
+    monkeypatch.setattr(sealed, "sha256_of", unreadable)
     with pytest.raises(CheckpointError, match=r"state\.safetensors"):
         load_checkpoint(copy)
 
@@ -346,13 +346,13 @@ class Bomb:
 PICKLE_NAMES = [*FILES, "manifest.json", "state.pt", "optimizer.pkl", "model.pth", "data.pkl", "checkpoint.ckpt"]
 
 
-@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("resealed", [False, True])
 @pytest.mark.parametrize("name", PICKLE_NAMES)
-def test_a_pickle_is_never_opened_under_any_name(copy: Path, tmp_path: Path, name: str, sealed: bool):
+def test_a_pickle_is_never_opened_under_any_name(copy: Path, tmp_path: Path, name: str, resealed: bool):
     mark = tmp_path / "exploded"
     bomb = pickle.dumps({"model": Bomb(mark)})
     (copy / name).write_bytes(bomb)
-    if sealed and name != "manifest.json":
+    if resealed and name != "manifest.json":
         (copy / "manifest.json").unlink()
         seal(copy)
     if name in (*FILES, "manifest.json"):
