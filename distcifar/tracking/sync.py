@@ -81,9 +81,7 @@ def verified(folder: Path, identity: Identity, url: str) -> SyncResult:
 
 def _artifacts(folder: Path, identity: Identity) -> tuple[int, list[str]]:
     """How many of the run's artifacts W&B has, and what is lost of those that were sent."""
-    newest: dict[str, str] = {}
-    for key, version in sorted(read_sent(folder).items(), key=lambda found: found[0].split("/")[:2]):
-        newest[key.partition("/")[0]] = version  # of the same step the one that was sent last
+    newest = {key.partition("/")[0]: version for key, version in read_sent(folder).items()}  # that was sent last
     count, lost = 0, []
     for kind, version in newest.items():
         aliases = aliases_of(identity, kind, version)

@@ -8,7 +8,7 @@ from distcifar.errors import TrackingError
 from distcifar.tracking.identity import Identity
 from distcifar.tracking.uploads import Outbox
 from distcifar.tracking.wandb import WandbRun
-from distcifar.tracking.wandb_artifacts import call_latest, prune_states, upload
+from distcifar.tracking.wandb_artifacts import prune_states, upload
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,7 @@ class Uploader:
             except FileNotFoundError as error:  # pruned since: there is a newer one
                 log.info("%s is passed over: %s", key, error)
                 continue
-            newer = self._outbox.newer(found)
             version = upload(self._run.handle, self._identity, found)
-            if newer is not None:
-                call_latest(self._identity, newer)
             self._outbox.done(found, version)
             log.info("sent %s as %s", key, version)
             if found.kind == "state":

@@ -53,14 +53,15 @@ class Outbox:
     def due(self, *, over: bool) -> list[str]:
         """The keys that are to be sent now, in this order: the best checkpoint and the newest, then the model.
 
-        over: the run has ended, and its model may be sent too.
+        over: the run has ended, and its model may be sent too. W&B calls `latest` what came last: where that is not
+        the newest state, because the run went back to it, it is sent again (and is the same version there).
         """
-        keys = []
-        if self.policy == "state":
-            keys += _state_keys(self.run / "checkpoints")
-        if self.policy != "none" and over and (self.run / "summary.json").exists():
-            keys += _model_keys(self.run)
-        return [key for key in keys if key not in self.sent]
+        states = _state_keys(self.run / "checkpoints") if self.policy == "state" else []
+        models = _model_keys(self.run) if self.policy != "none" and over else []
+        last = [key for key in self.sent if key.startswith("state/")][-1:]
+        due = [key for key in states[:-1] if key not in self.sent]
+        due += [key for key in states[-1:] if due or last != [key]]
+        return due + [key for key in models if key not in self.sent]
 
     def take(self, key: str) -> Upload:
         """Links the files of `key` into a folder of their own.
@@ -94,18 +95,10 @@ class Outbox:
         for path in folder.glob("metrics*.csv"):  # made again from the rows
             path.unlink()
 
-    def newer(self, upload: Upload) -> str | None:
-        """The version of the run's newest state if it was sent before `upload`, which is an older one; else None.
-
-        W&B calls `latest` what came last, and that is not to be an older state. What a rollback has left behind
-        does not count, however far it was.
-        """
-        newest = _state_keys(self.run / "checkpoints")[-1:]
-        return self.sent.get(*newest) if upload.kind == "state" and newest and newest != [upload.key] else None
-
     def done(self, upload: Upload, version: str) -> None:
         """Notes that W&B has `upload` as `version`, and removes its folder."""
-        self.sent[upload.key] = version
+        self.sent.pop(upload.key, None)
+        self.sent[upload.key] = version  # the last one now
         write_json(self.run / CURSOR, self.sent)
         shutil.rmtree(upload.folder, ignore_errors=True)
 
@@ -141,6 +134,9 @@ def _state_keys(root: Path) -> list[str]:
 
 
 def _model_keys(run: Path) -> list[str]:
+    """None before there is a summary: only then is the run finished."""
+    if not (run / "summary.json").exists():
+        return []
     weights = _known(run / "model" / MANIFEST).get("files", {}).get("model.safetensors")
     return [f"model/{weights['sha256']}"] if weights else []
 

@@ -7,6 +7,7 @@ blocks, dies or is refused holds up nobody.
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +69,7 @@ class WandbRun:
             shutil.rmtree(old, ignore_errors=True)
         settings: dict[str, Any] = {"x_disable_stats": True}
         if watched_pid:  # W&B's button `Stop run` is for the program that trains
-            settings = {"x_stats_pid": watched_pid, "stop_fn": (folder / "stop").touch}
+            settings = {"x_stats_pid": watched_pid, "stop_fn": partial(_ask_to_stop, folder)}
         try:
             self._run: wandb.Run = wandb.init(
                 entity=identity.entity or None,
@@ -163,6 +164,14 @@ class WandbRun:
             self._run.finish(exit_code=ended.exit_code)
         except (wandb.errors.Error, TimeoutError, OSError) as error:
             raise _unreachable(error) from error
+
+
+def _ask_to_stop(folder: Path) -> None:
+    """Once in a run's life: W&B keeps saying so when the run goes on, and would stop it again and again."""
+    told = folder / "wandb" / "stop-was-pressed"
+    if not told.exists():
+        told.touch()
+        (folder / "stop").touch()
 
 
 def leave_behind() -> None:

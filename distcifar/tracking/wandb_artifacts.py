@@ -45,16 +45,6 @@ def upload(run: "wandb.Run", identity: Identity, found: Upload) -> str:
         ) from error
 
 
-def call_latest(identity: Identity, version: str) -> None:
-    """Gives the alias `latest` to that version of the training state."""
-    import wandb
-
-    with _told(f"{identity.artifact('state')}:{version} could not be made the latest one again"):
-        artifact = wandb.Api().artifact(f"{_project(identity)}/{identity.artifact('state')}:{version}")
-        artifact.aliases.append("latest")
-        artifact.save()
-
-
 def prune_states(identity: Identity, *, keep: int) -> list[str]:
     """Deletes the versions of this run's training state but the newest `keep`, `latest` and `best`; which ones."""
     import wandb

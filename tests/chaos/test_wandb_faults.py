@@ -117,7 +117,7 @@ def versions(state: dict) -> dict:
 @pytest.mark.timeout(900)
 def test_a_server_that_is_down_for_a_minute_and_at_the_end_slows_and_loses_nothing(lab: Lab, tmp_path: Path):
     environment = lab.client(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
-    words = ("--epochs", "60", "--batch-size", "64", "--upload-minutes", "0")
+    words = ("--epochs", "280", "--batch-size", "256", "--upload-minutes", "0")
     program = Program(tmp_path, "cut-off", *words, environment=environment)
     identity = tmp_path / "runs" / "cut-off" / "tracking.json"
     program.wait_until(lambda: identity.exists() and any(lab.state()["runs"]), "the run on the server")
@@ -129,13 +129,13 @@ def test_a_server_that_is_down_for_a_minute_and_at_the_end_slows_and_loses_nothi
     last = program.step()
     lab.restart()
     assert program.process.poll() is None, "the run is to be longer than the outage"
-    assert last - first > 100
+    assert last - first > 50
     rows = list(iter_rows(program.folder))
-    during = [64 / row["perf/images_per_s"] for row in rows if row["kind"] == "step" and first < row["step"] <= last]
+    during = [256 / row["perf/images_per_s"] for row in rows if row["kind"] == "step" and first < row["step"] <= last]
     slow = [seconds for seconds in during if seconds > 2 * statistics.median(during)]
     print(f"{len(during)} steps, median {statistics.median(during):.4f} s, worst {max(during):.4f} s, {len(slow)} slow")
     assert len(slow) <= len(during) / 100, "as with a server that answers: this machine itself has hiccups"
-    program.wait_until(lambda: program.step() >= 60 * 28 - 200, "the last epochs")
+    program.wait_until(lambda: program.step() >= 280 * 7 - 100, "the last epochs")
     lab.stop()
     program.finish()
     lab.restart()

@@ -284,33 +284,51 @@ def test_a_checkpoint_that_was_replaced_since_it_was_due_is_not_taken_for_it(run
     assert box.due(over=False)[-1] != key
 
 
-def test_an_older_state_that_comes_later_does_not_become_the_latest(run: FakeRun):
+def test_after_an_older_state_the_newest_comes_again_to_be_the_latest(run: FakeRun):
     run.go(20)
     box = outbox(run)
     best, newest = box.due(over=False)
-    upload = box.take(newest)
-    assert box.newer(upload) is None
-    box.done(upload, "v7")
-    assert box.newer(box.take(best)) == "v7"
+    box.done(box.take(newest), "v7")
+    assert box.due(over=False) == [best, newest]
+    box.done(box.take(best), "v8")
+    assert outbox(run).due(over=False) == [newest]
+    box.done(box.take(newest), "v7")
+    assert outbox(run).due(over=False) == []
 
 
-def test_after_a_rollback_the_state_that_is_left_behind_is_not_the_latest(run: FakeRun):
-    run.go(20)
-    box = outbox(run)
-    send(box)
-    run.back_to(8, salt=1)
-    run.go(4)
-    key = next(key for key in box.due(over=False) if "step-00000012" in key)
-    assert box.newer(box.take(key)) is None
-
-
-def test_a_model_is_never_an_older_state(run: FakeRun):
+def test_a_state_that_a_run_has_gone_back_to_is_due_again_to_be_the_latest(run: FakeRun):
     run.go(8)
     box = outbox(run)
+    first = send(box)[-1].key
+    run.go(12)
     send(box)
+    run.back_to(8)
+    run.save()
+    assert box.due(over=False)[-1] == first
+    send(box)
+    assert outbox(run).due(over=False) == []
+
+
+def test_the_same_steps_again_are_due_again_only_if_another_state_came_last(run: FakeRun):
+    run.go(20)
+    box = outbox(run)
+    newest = send(box)[-1].key
+    run.back_to(8)
+    run.go(12)
+    assert box.due(over=False) == []
+    run.back_to(8)
+    run.go(4)
+    send(box)
+    run.go(8)
+    assert box.due(over=False) == [newest]
+
+
+def test_a_model_does_not_make_a_state_due_again(run: FakeRun):
+    run.go(8)
     run.finish()
-    model = next(key for key in box.due(over=True) if key.startswith("model"))
-    assert box.newer(box.take(model)) is None
+    box = outbox(run)
+    send(box, over=True)
+    assert box.due(over=True) == []
 
 
 DAMAGES: list[Callable[[Path], object]] = [
