@@ -20,10 +20,10 @@ import tyro
 from program import from_environment, run_program
 
 from distcifar.config import RunSpec
-from distcifar.tracking import registry_console as console
-from distcifar.tracking import wandb_registry
-from distcifar.tracking.registry import Registry
-from distcifar.tracking.wandb import has_key
+from distcifar.tracking.registry import console
+from distcifar.tracking.registry.registry import Registry
+from distcifar.tracking.wandb import registry as wandb_registry
+from distcifar.tracking.wandb.run import has_key
 
 
 @dataclass(frozen=True)

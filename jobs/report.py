@@ -16,8 +16,10 @@ from typing import Annotated
 
 import tyro
 from program import command as typed
-from program import run_program
+from program import from_environment, run_program
+from rich.console import Console
 
+from distcifar.config import RunSpec
 from distcifar.errors import ConfigError
 from distcifar.recipes import RECIPES
 
@@ -69,17 +71,17 @@ def main(argv: list[str]) -> int:
 
 
 def sync(command: Command) -> int:
-    """Sends to W&B what it lacks of runs, then the reports that are kept of them."""
+    """Sends to W&B what it lacks of runs, what was promoted, and the reports that are kept of them."""
     from distcifar.insight.report_run import all_runs, find_runs
     from distcifar.insight.wandb_report import kept_reports, publish
-    from distcifar.tracking.sync import sync_runs
+    from distcifar.tracking.shipping.sync import sync_registries, sync_runs, sync_table
 
     named = find_runs(command.names[1:], command.runs, command.group)
     folders = named or all_runs(command.runs)
-    results = sync_runs(folders, announce=print)
-    for result in results:
-        print(f"{result.folder.name}: {result.state}, {result.rows} rows, {result.artifacts} artifacts {result.url}")
-        print("".join(f"  missing: {sentence}\n" for sentence in result.missing), end="")
+    spec = from_environment(RunSpec())
+    results = sync_runs(folders, announce=print, project=spec.project, entity=spec.entity)
+    Console().print(sync_table(results))
+    sync_registries(command.runs, project=spec.project, entity=spec.entity, announce=print)
     for path in kept_reports(folders, command.runs):
         print(f"Report in W&B: {publish(path)}")
     return 2 if any(result.missing for result in results) else 0

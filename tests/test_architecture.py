@@ -41,18 +41,15 @@ EXTRA_EDGES = {("distcifar/cluster/search.py", "recipes")}
 HOMES = {
     "ffcv": ("distcifar/data/",),
     "ray": ("distcifar/cluster/",),
-    "wandb": (
-        "distcifar/tracking/wandb.py",
-        "distcifar/tracking/wandb_registry.py",
-        "distcifar/tracking/wandb_artifacts.py",
-    ),
+    "wandb": ("distcifar/tracking/wandb/",),
     "wandb_workspaces": ("distcifar/insight/wandb_report.py",),
     "torchvision": ("distcifar/models/", "distcifar/data/"),
     "matplotlib": ("distcifar/insight/",),
     "tyro": ("jobs/",),
 }
-# The same, for imports that run when the module is imported. matplotlib costs a second and waits until it is needed.
-PROCESSES = ("distcifar/tracking/shipper.py", "distcifar/tracking/fetch.py")  # what the package itself starts with -m
+# What the package itself starts with -m.
+PROCESSES = tuple(f"distcifar/tracking/shipping/{name}.py" for name in ("shipper", "fetch"))
+# The same as HOMES, for imports that run when the module is imported. matplotlib costs a second and waits until needed.
 EAGER = {**HOMES, "matplotlib": ()}
 WITHOUT_TORCH = (
     "distcifar/config/",
@@ -375,7 +372,7 @@ EXAMPLES = [
     (
         vendors_stay_at_home,
         ("distcifar/tracking/journal.py", "import wandb"),
-        ("distcifar/tracking/wandb.py", "import wandb"),
+        ("distcifar/tracking/wandb/run.py", "import wandb"),
     ),
     (vendors_stay_at_home, (MODEL, "from tyro import cli"), (JOB, "from tyro import cli")),
     (

@@ -15,10 +15,10 @@ from distcifar.data.prepare import PreparedData
 from distcifar.files import write_json
 from distcifar.tracking.identity import Identity, new_identity, write_identity
 from distcifar.tracking.journal import Journal
-from distcifar.tracking.ship import Shipping
-from distcifar.tracking.shipping import step_values
-from distcifar.tracking.tracker import Tracker
-from distcifar.tracking.wandb import WandbRun
+from distcifar.tracking.shipping.content import step_values
+from distcifar.tracking.shipping.ship import Shipping
+from distcifar.tracking.shipping.tracker import Tracker
+from distcifar.tracking.wandb.run import WandbRun
 from distcifar.training.benchmark import measure_saving
 from distcifar.training.build import build_state
 from distcifar.training.engine import fit

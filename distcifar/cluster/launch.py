@@ -18,8 +18,8 @@ from distcifar.config import Recipe, RunSpec
 from distcifar.data.prepare import prepare
 from distcifar.errors import DistcifarError, ResourceError
 from distcifar.tracking.journal import append_event
-from distcifar.tracking.ship import Shipping
-from distcifar.tracking.tracker import Tracker
+from distcifar.tracking.shipping.ship import Shipping
+from distcifar.tracking.shipping.tracker import Tracker
 
 SHIPPING_SECONDS = 90.0  # at most, that the program waits for W&B when the training is over
 

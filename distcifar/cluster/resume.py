@@ -10,9 +10,9 @@ from typing import Any
 from distcifar.config import Recipe, differences, from_dict, to_dict
 from distcifar.errors import CheckpointError, StorageError
 from distcifar.files import folder_aside, sha256_of, write_json
-from distcifar.tracking.fetch import SCHEME, fetched
 from distcifar.tracking.identity import Identity, read_identity
 from distcifar.tracking.rows import copy_rows
+from distcifar.tracking.shipping.fetch import SCHEME, fetched
 
 OPEN_ENDED = ("constant", "step", "exponential", "plateau")  # schedules whose rates do not depend on the last epoch
 FIXED = ("model", "data", "optim.name")  # what a branch may not change: tensors and images would not fit

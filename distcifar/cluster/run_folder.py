@@ -15,12 +15,12 @@ from distcifar.cluster.resume import Origin, adopt, extends, opened_origin, why_
 from distcifar.config import Recipe, RunSpec, from_dict, to_dict
 from distcifar.errors import RunError, StorageError
 from distcifar.files import ASIDE, sweep_aside, sync_folder, write_json
-from distcifar.tracking.fetch import SCHEME
 from distcifar.tracking.identity import Identity, new_identity, read_identity, write_identity
 from distcifar.tracking.journal import append_event
 from distcifar.tracking.outcome import launch_lock
 from distcifar.tracking.rows import last_row
-from distcifar.tracking.wandb_artifacts import parse_reference
+from distcifar.tracking.shipping.fetch import SCHEME
+from distcifar.tracking.wandb.artifacts import parse_reference
 
 
 def run_folder(recipe: Recipe, spec: RunSpec) -> Path:

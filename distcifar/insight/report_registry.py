@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distcifar.errors import RegistryError
 from distcifar.insight.report_run import RunRecord
-from distcifar.tracking.registry_log import State, fold, read_acts
+from distcifar.tracking.registry.log import State, fold, read_acts
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from distcifar.insight import report_markdown as markdown
 from distcifar.insight.report_facts import promise
 from distcifar.insight.report_registry import registry_rows
 from distcifar.insight.report_run import RunRecord
-from distcifar.tracking.wandb import has_key
+from distcifar.tracking.wandb.run import has_key
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces.reports.v2.interface import BlockTypes, PanelTypes
 
-CURVES = (  # title, names of metrics as tracking/shipping.py gives them, what they are drawn over
+CURVES = (  # title, names of metrics as tracking/shipping/content.py gives them, what they are drawn over
     ("Loss", ("epoch/train/loss", "validation/loss"), "epoch"),
     ("Accuracy", ("epoch/train/accuracy", "validation/accuracy"), "epoch"),
     ("Loss of each step", ("train/loss",), "step"),

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from distcifar.errors import TrackingError
 from distcifar.sealed import MODEL_FILES, verify
-from distcifar.tracking import wandb_registry
+from distcifar.tracking.wandb import registry as wandb_registry
 from tests.support.wandb_lab import KEY, Lab
-from tests.unit.tracking.registry_runs import log_lines, make_run, registry
+from tests.unit.tracking.registry.registry_runs import log_lines, make_run, registry
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "jobs"))
@@ -141,7 +141,7 @@ def test_promote_refuse_force_roll_back_list_history_and_pull(runs, tmp_path, ty
 
 
 def test_the_lines_that_load_a_model_do(runs, tmp_path, capsys):
-    from distcifar.tracking.registry_console import pull_text
+    from distcifar.tracking.registry.console import pull_text
 
     registry(runs).promote("good", "staging")
     registry(runs).pull("staging", tmp_path / "it's here")
@@ -210,6 +210,7 @@ def test_online_each_act_is_on_the_server_at_once_and_another_machine_pulls_it(r
         assert not [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_what_was_done_offline_is_done_on_the_server_once_however_the_sync_is_interrupted(runs, tmp_path, lab):
     env, here, found = lab.client(tmp_path / "home"), ("--runs", runs), registry(runs)
     found.promote("good", "staging")
@@ -241,6 +242,7 @@ def test_what_was_done_offline_is_done_on_the_server_once_however_the_sync_is_in
     assert lab.state()["refusals"] == []
 
 
+@pytest.mark.slow
 def test_what_the_server_refuses_is_told_and_holds_up_nothing_else(runs, tmp_path, lab):
     env, here = lab.client(tmp_path / "home"), ("--runs", runs)
     told = promote("good", "--to", "protected", *here, env=env, code=2)
@@ -257,6 +259,7 @@ def test_what_the_server_refuses_is_told_and_holds_up_nothing_else(runs, tmp_pat
     assert registry(runs, "nowhere").state().aliases == {"staging": "v1"}
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_told_and_what_was_done_here_stands(runs, tmp_path, lab):
     env, here = lab.client(tmp_path / "home"), ("--runs", runs)
     lab.stop()

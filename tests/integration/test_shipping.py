@@ -23,9 +23,9 @@ from distcifar.sealed import FILES, verify
 from distcifar.tracking.identity import Identity, read_identity
 from distcifar.tracking.outcome import launch_lock
 from distcifar.tracking.rows import iter_rows
-from distcifar.tracking.ship import Shipping, read_status
-from distcifar.tracking.shipping import shipped_rows
-from distcifar.tracking.tracker import Tracker
+from distcifar.tracking.shipping.content import shipped_rows
+from distcifar.tracking.shipping.ship import Shipping, read_status
+from distcifar.tracking.shipping.tracker import Tracker
 from tests.support.fake_run import FakeRun, Plan, words_of
 from tests.support.wandb_lab import KEY, Lab
 
@@ -64,7 +64,7 @@ def start(folder: Path, environment: dict[str, str], **how: Any) -> subprocess.P
     (folder / "wandb").mkdir(exist_ok=True)
     with open(folder / "wandb" / "shipper.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "distcifar.tracking.shipper", folder, json.dumps(asdict(shipping))],
+            [sys.executable, "-m", "distcifar.tracking.shipping.shipper", folder, json.dumps(asdict(shipping))],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -148,7 +148,7 @@ SYNC = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from distcifar.tracking.sync import sync_runs
+from distcifar.tracking.shipping.sync import sync_runs
 found = sync_runs([Path(sys.argv[1])], announce=lambda text: print(text, file=sys.stderr), project="lab")
 print(json.dumps([asdict(result) | {"folder": ""} for result in found]))
 """
@@ -595,7 +595,7 @@ FETCH = """
 import json, sys
 from pathlib import Path
 from distcifar.errors import TrackingError
-from distcifar.tracking.wandb_artifacts import fetch_state
+from distcifar.tracking.wandb.artifacts import fetch_state
 for reference, into, most in json.loads(sys.argv[1]):
     Path(into).mkdir(parents=True)
     try:
@@ -737,7 +737,7 @@ def test_content_that_was_changed_on_the_server_is_found(
 def test_a_server_that_does_not_answer_holds_up_no_step(
     lab: Lab, run: FakeRun, machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("distcifar.tracking.tracker.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("distcifar.tracking.shipping.tracker.LOOK_SECONDS", 0.3)
     lab.fault(kind="stall", match=".", seconds=600)
     told: list[str] = []
     tracker = Tracker(run.folder, Shipping("online", minutes=0.0, watched_pid=os.getpid()), machine, told.append)

@@ -17,7 +17,7 @@ from distcifar.insight.report_classes import class_rows, confused_pairs
 from distcifar.insight.report_facts import compare, promise, tiles
 from distcifar.insight.report_run import all_runs, find_runs, read_run
 from distcifar.recipes import RECIPES
-from distcifar.tracking.registry_log import Act, append_act
+from distcifar.tracking.registry.log import Act, append_act
 from tests.unit.insight.report_runs import Page, write_run
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/a.png onerror=alert(1)>"

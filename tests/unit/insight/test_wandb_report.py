@@ -20,7 +20,7 @@ from distcifar.insight.wandb_report import (
     write_spec,
 )
 from distcifar.recipes import RECIPES
-from distcifar.tracking.shipping import METRICS
+from distcifar.tracking.shipping.content import METRICS
 from tests.support.wandb_lab import KEY
 from tests.unit.insight.report_runs import write_run
 

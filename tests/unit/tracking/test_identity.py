@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distcifar.errors import DistcifarError
 from distcifar.tracking.identity import FILE, Identity, new_identity, read_identity, write_identity
-from distcifar.tracking.wandb_artifacts import parse_reference
+from distcifar.tracking.wandb.artifacts import parse_reference
 
 NAMES = st.text(min_size=1, max_size=100)
 

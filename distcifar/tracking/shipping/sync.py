@@ -1,19 +1,24 @@
 """Sends recorded runs to W&B afterwards, and looks through W&B's API at what has arrived."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import Timeout
+from rich import box
+from rich.table import Table
 
 from distcifar.errors import TrackingError
 from distcifar.tracking.identity import Identity, new_identity, read_identity, write_identity
 from distcifar.tracking.outcome import outcome
+from distcifar.tracking.registry.registry import Registry
 from distcifar.tracking.rows import iter_rows
-from distcifar.tracking.ship import Shipping, ship, shipping_lock
-from distcifar.tracking.shipping import shipped_rows
-from distcifar.tracking.uploads import Policy, read_sent
-from distcifar.tracking.wandb_artifacts import aliases_of, look_up
+from distcifar.tracking.shipping.content import shipped_rows
+from distcifar.tracking.shipping.ship import Shipping, ship, shipping_lock
+from distcifar.tracking.shipping.uploads import read_sent
+from distcifar.tracking.wandb import registry
+from distcifar.tracking.wandb.artifacts import aliases_of, look_up
 
 Announce = Callable[[str], None]
 
@@ -31,7 +36,7 @@ class SyncResult:
 
 
 def sync_runs(
-    folders: list[Path], announce: Announce, *, project: str = "distcifar", entity: str = "", policy: Policy = "state"
+    folders: list[Path], announce: Announce, *, project: str = "distcifar", entity: str = ""
 ) -> list[SyncResult]:
     """Sends what W&B lacks of each run, one after another; a run that is going on is sent as far as it is.
 
@@ -46,15 +51,32 @@ def sync_runs(
             if identity is None:
                 identity = new_identity(folder.name, project, entity)
                 write_identity(folder, identity)
-            url = _send(folder, identity, policy, announce)
+            url = _send(folder, identity, announce)
             results.append(verified(folder, identity, url))
         except TrackingError as error:
             results.append(SyncResult(folder, outcome(folder).kind, missing=[str(error)]))
     return results
 
 
-def _send(folder: Path, identity: Identity, policy: Policy, announce: Announce) -> str:
-    """Ships the run unless another process does; its address."""
+def sync_registries(runs: Path, *, project: str, entity: str = "", announce: Announce) -> None:
+    """Does in W&B what was promoted and rolled back in the registries of a runs folder. Raises TrackingError."""
+    for log in sorted(runs.glob(".registry/*/log.jsonl")):
+        registry.sync(Registry(runs, log.parent.name), project=project, entity=entity, announce=announce)
+
+
+def sync_table(results: list[SyncResult]) -> Table:
+    """What W&B has of each run, and what it lacks."""
+    table = Table("run", "in W&B", "rows", "artifacts", "missing", box=box.SIMPLE)
+    for result in results:
+        lacks = "\n".join(result.missing) or "nothing"
+        table.add_row(result.folder.name, result.state, f"{result.rows:,}", str(result.artifacts), lacks)
+        if result.url:
+            table.add_row("", f"[link={result.url}]{result.url}[/link]")
+    return table
+
+
+def _send(folder: Path, identity: Identity, announce: Announce) -> str:
+    """Ships the run, with the artifacts that it was started with, unless another process does; its address."""
     lock = shipping_lock(folder, "online")
     try:
         lock.acquire(timeout=0)
@@ -62,7 +84,15 @@ def _send(folder: Path, identity: Identity, policy: Policy, announce: Announce) 
         announce(f"{folder.name} is being sent by the program that trains it.")
         return ""
     with lock:
-        return ship(folder, identity, "online", Shipping("online", policy), lambda: True)
+        return ship(folder, identity, "online", _how(folder), lambda: True)
+
+
+def _how(folder: Path) -> Shipping:
+    spec = json.loads((folder / "run.json").read_text()).get("spec", {})
+    default = Shipping("online")
+    return replace(
+        default, policy=spec.get("upload", default.policy), keep_states=spec.get("keep_uploads", default.keep_states)
+    )
 
 
 def verified(folder: Path, identity: Identity, url: str) -> SyncResult:

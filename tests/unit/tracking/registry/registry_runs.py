@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from distcifar.files import sha256_of, write_json
 from distcifar.sealed import seal
-from distcifar.tracking.registry import Registry
+from distcifar.tracking.registry.registry import Registry
 
 DATA = "d" * 64
 CLASSES = ("cat", "dog", "椅子")

@@ -1,4 +1,4 @@
-"""One W&B run, opened, fed and closed. With wandb_artifacts.py and wandb_registry.py the only place that knows W&B.
+"""One W&B run, opened, fed and closed.
 
 It runs in the shipper's process (shipper.py) or in that of `report.py sync`, never in a training's: a client that
 blocks, dies or is refused holds up nobody.
@@ -16,7 +16,7 @@ import psutil
 from distcifar.errors import TrackingError
 from distcifar.tracking.identity import Identity
 from distcifar.tracking.outcome import Outcome
-from distcifar.tracking.shipping import METRICS, summary_values
+from distcifar.tracking.shipping.content import METRICS, summary_values
 
 if TYPE_CHECKING:
     import wandb

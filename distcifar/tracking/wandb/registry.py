@@ -20,11 +20,11 @@ from filelock import FileLock
 from distcifar.errors import RegistryError, TrackingError
 from distcifar.files import write_json
 from distcifar.sealed import MODEL_FILES
-from distcifar.tracking.registry import Registry, pulled_folder
-from distcifar.tracking.registry_cursor import Cursor
-from distcifar.tracking.registry_gates import FACTS, KEPT_FILES, read_object, require_whole
-from distcifar.tracking.registry_log import Act, State, require_name
-from distcifar.tracking.wandb import has_key
+from distcifar.tracking.registry.cursor import Cursor
+from distcifar.tracking.registry.gates import FACTS, KEPT_FILES, read_object, require_whole
+from distcifar.tracking.registry.log import Act, State, require_name
+from distcifar.tracking.registry.registry import Registry, pulled_folder
+from distcifar.tracking.wandb.run import has_key
 
 if TYPE_CHECKING:
     import wandb

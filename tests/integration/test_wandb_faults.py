@@ -16,7 +16,7 @@ import pytest
 from distcifar.tracking.identity import read_identity
 from distcifar.tracking.journal import read_events
 from distcifar.tracking.rows import epoch_rows, iter_rows
-from distcifar.tracking.shipping import shipped_rows
+from distcifar.tracking.shipping.content import shipped_rows
 from tests.chaos.programs import REPOSITORY, Program, newest_step, same_end
 from tests.support.wandb_lab import KEY, Lab
 

@@ -1,9 +1,7 @@
 """The training program's end of tracking: starts the shipper, starts it again if it dies, waits for it at the end."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -11,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from distcifar.tracking.rows import last_row
-from distcifar.tracking.ship import Shipping, read_status
+from distcifar.tracking.shipping.process import command, with_package
+from distcifar.tracking.shipping.ship import Shipping, read_status
 
+SHIPPER = "distcifar.tracking.shipping.shipper"
 LOOK_SECONDS = 5.0  # between two looks at whether the shipper lives
 STARTS = 10  # of the shipper, at most
 QUIET_SECONDS = 2.0  # of waiting, after which the user is told what for
@@ -28,9 +28,7 @@ class Tracker:
         self, folder: Path, how: Shipping, environment: Mapping[str, str], announce: Callable[[str], None]
     ) -> None:
         self._folder, self._how, self._announce = folder, how, announce
-        root = str(Path(__file__).parents[2])  # where this package is, also when it is not installed
-        paths = [root, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-        self._environment = {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        self._environment = with_package(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._starts, self._next = 0, 0.0
 
@@ -79,7 +77,7 @@ class Tracker:
         (self._folder / "wandb").mkdir(exist_ok=True)
         with open(self._folder / "wandb" / "shipper.log", "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "distcifar.tracking.shipper", self._folder, json.dumps(asdict(self._how))],
+                command(SHIPPER, str(self._folder), json.dumps(asdict(self._how))),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from distcifar.sealed import verify
-from distcifar.tracking import uploads
 from distcifar.tracking.identity import Identity
 from distcifar.tracking.journal import Journal
-from distcifar.tracking.uploads import CURSOR, OUTBOX, Outbox, Upload
+from distcifar.tracking.shipping import uploads
+from distcifar.tracking.shipping.uploads import CURSOR, OUTBOX, Outbox, Upload
 from tests.support.fake_run import FakeRun
 
 

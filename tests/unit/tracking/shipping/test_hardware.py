@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distcifar.tracking.hardware import HardwareSamples, hardware_values
+from distcifar.tracking.shipping.hardware import HardwareSamples, hardware_values
 
 
 def sample(second: int, step: int, **values: Any) -> dict[str, Any]:

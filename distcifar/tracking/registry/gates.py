@@ -10,7 +10,7 @@ from distcifar.config import did_you_mean
 from distcifar.errors import CheckpointError, RegistryError
 from distcifar.sealed import MODEL_FILES, verify
 from distcifar.tracking.identity import read_identity
-from distcifar.tracking.registry_log import Act
+from distcifar.tracking.registry.log import Act
 
 KEPT_FILES = (*MODEL_FILES, "manifest.json", "README.md")  # what a copy has of them; not each model has a README.md
 FACTS = "registry.json"  # beside them in a copy: what its run told of it

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distcifar.errors import ConfigError
-from distcifar.tracking.registry import Promotion
-from distcifar.tracking.registry_gates import percent
-from distcifar.tracking.registry_log import Act, State
+from distcifar.tracking.registry.gates import percent
+from distcifar.tracking.registry.log import Act, State
+from distcifar.tracking.registry.registry import Promotion
 
 
 def asked_act(words: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from distcifar.errors import TrackingError
 from distcifar.tracking.identity import Identity
-from distcifar.tracking.uploads import Outbox
-from distcifar.tracking.wandb import WandbRun
-from distcifar.tracking.wandb_artifacts import prune_states, upload
+from distcifar.tracking.shipping.uploads import Outbox
+from distcifar.tracking.wandb.artifacts import prune_states, upload
+from distcifar.tracking.wandb.run import WandbRun
 
 log = logging.getLogger(__name__)
 

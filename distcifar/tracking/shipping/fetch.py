@@ -1,6 +1,6 @@
 """Fetching another run's training state from W&B, in a process of its own: there the account's key is, and not here.
 
-`python -m distcifar.tracking.fetch REFERENCE FOLDER` prints nothing but what went wrong, as JSON.
+`python -m distcifar.tracking.shipping.fetch REFERENCE FOLDER` prints nothing but what went wrong, as JSON.
 """
 
 import json
@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 from distcifar.errors import TrackingError
 from distcifar.files import ASIDE
-from distcifar.tracking.wandb_artifacts import fetch_state, parse_reference
+from distcifar.tracking.shipping.process import command, with_package
+from distcifar.tracking.wandb.artifacts import fetch_state, parse_reference
 
 SCHEME = "wandb:"
 MISTAKE = 2
@@ -28,8 +29,8 @@ def fetched(reference: str, beside: Path, environment: Mapping[str, str]) -> Ite
     parse_reference(reference)
     beside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{ASIDE}fetch-", dir=beside.parent) as folder:
-        words = [sys.executable, "-m", "distcifar.tracking.fetch", reference, folder]
-        done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True)
+        words = command("distcifar.tracking.shipping.fetch", reference, folder)
+        done = subprocess.run(words, env=with_package(environment), stdout=subprocess.PIPE, text=True)
         if done.returncode == MISTAKE:
             raise TrackingError(*json.loads(done.stdout))
         if done.returncode:

@@ -1,4 +1,4 @@
-"""The process that ships a run to W&B beside its training: `python -m distcifar.tracking.shipper RUN OPTIONS`.
+"""The process that ships a run to W&B beside its training: `python -m distcifar.tracking.shipping.shipper RUN OPTIONS`.
 
 It is a child of the program that trains (tracker.py): killed workers and controllers do not touch it, a training does
 not wait for it, and it is of low priority. Its end of the pipe on stdin closes when that program leaves, however it
@@ -18,8 +18,8 @@ from filelock import Timeout
 from distcifar.errors import TrackingError
 from distcifar.tracking.identity import read_identity
 from distcifar.tracking.outcome import is_held, launch_lock, writer_lock
-from distcifar.tracking.ship import Shipping, ship, shipping_lock, tell_status
-from distcifar.tracking.wandb import Mode, has_key
+from distcifar.tracking.shipping.ship import Shipping, ship, shipping_lock, tell_status
+from distcifar.tracking.wandb.run import Mode, has_key
 
 log = logging.getLogger(__name__)
 

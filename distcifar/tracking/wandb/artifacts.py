@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from distcifar.errors import TrackingError
 from distcifar.tracking.identity import Identity
-from distcifar.tracking.uploads import CHECKPOINT, RUN, Upload
+from distcifar.tracking.shipping.uploads import CHECKPOINT, RUN, Upload
 
 if TYPE_CHECKING:
     import wandb

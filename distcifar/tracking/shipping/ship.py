@@ -15,17 +15,17 @@ from filelock import FileLock
 
 from distcifar.errors import TrackingError
 from distcifar.files import write_json
-from distcifar.tracking.hardware import HardwareSamples
 from distcifar.tracking.identity import Identity
 from distcifar.tracking.journal import read_events
 from distcifar.tracking.outcome import outcome
 from distcifar.tracking.rows import RowFollower
 from distcifar.tracking.samples import read_samples
-from distcifar.tracking.shipping import RowMerger, run_config
-from distcifar.tracking.uploader import Uploader
-from distcifar.tracking.uploads import Outbox, Policy
-from distcifar.tracking.wandb import Mode, WandbRun, leave_behind
-from distcifar.tracking.wandb_artifacts import use_data
+from distcifar.tracking.shipping.content import RowMerger, run_config
+from distcifar.tracking.shipping.hardware import HardwareSamples
+from distcifar.tracking.shipping.uploader import Uploader
+from distcifar.tracking.shipping.uploads import Outbox, Policy
+from distcifar.tracking.wandb.artifacts import use_data
+from distcifar.tracking.wandb.run import Mode, WandbRun, leave_behind
 
 LOOK_SECONDS = 1.0  # between two looks at the journal
 ROWS_AT_ONCE = 5000

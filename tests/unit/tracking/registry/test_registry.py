@@ -18,10 +18,10 @@ from distcifar.errors import RegistryError, StorageError
 from distcifar.files import write_json
 from distcifar.models import build_model
 from distcifar.sealed import MODEL_FILES, seal, verify
-from distcifar.tracking.registry_cursor import Cursor
-from distcifar.tracking.registry_log import Act, append_act, fold, read_acts
+from distcifar.tracking.registry.cursor import Cursor
+from distcifar.tracking.registry.log import Act, append_act, fold, read_acts
 from tests.support import small_recipe
-from tests.unit.tracking.registry_runs import CLASSES, change_a_byte, log_lines, make_run, registry
+from tests.unit.tracking.registry.registry_runs import CLASSES, change_a_byte, log_lines, make_run, registry
 
 
 def act_of(alias: str, version: str, before: str, digest: str, *, act: str = "promote") -> Act:
@@ -431,7 +431,7 @@ def test_the_page_loads_a_model(tmp_path, monkeypatch):
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     write_json(tmp_path / "model.json", {"class_names": ["a", "b"], "input": {"channels": 3, "size": 8}})
     write_json(tmp_path / "recipe.json", to_dict(recipe))
-    page = (Path(__file__).parents[3] / "docs/registry.md").read_text()
+    page = (Path(__file__).parents[4] / "docs/registry.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     found = {}

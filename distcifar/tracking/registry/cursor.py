@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from distcifar.files import write_json
-from distcifar.tracking.registry_log import Act, State
+from distcifar.tracking.registry.log import Act, State
 
 
 class Cursor:

@@ -1,9 +1,9 @@
 """The model registry: aliases such as staging and production, and the models that they point at.
 
     RUNS/.registry/NAME/
-      log.jsonl       a line for each act (registry_log.py); the state follows from it
+      log.jsonl       a line for each act (log.py); the state follows from it
       models/DIGEST/  a sealed copy of each model ever promoted, and registry.json: what its run told of it
-      synced.json     how much of the log W&B has (wandb_registry.py)
+      synced.json     how much of the log W&B has (tracking/wandb/registry.py)
 
 A copy is made before the line that speaks of it. Whoever writes holds the lock, so of two promotions at once
 one comes after the other and is judged by what the first has left.
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from distcifar.config import did_you_mean
 from distcifar.errors import RegistryError, StorageError
 from distcifar.files import folder_aside, sweep_aside, write_json
-from distcifar.tracking.registry_gates import (
+from distcifar.tracking.registry.gates import (
     FACTS,
     KEPT_FILES,
     Candidate,
@@ -34,7 +34,7 @@ from distcifar.tracking.registry_gates import (
     passes,
     require_whole,
 )
-from distcifar.tracking.registry_log import (
+from distcifar.tracking.registry.log import (
     VERSION,
     Act,
     State,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distcifar.tracking.shipping import (
+from distcifar.tracking.shipping.content import (
     EVERY_STEP,
     METRICS,
     RowMerger,

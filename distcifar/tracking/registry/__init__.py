@@ -1,0 +1,1 @@
+"""The model registry: aliases with gates, history and roll-back, in files."""

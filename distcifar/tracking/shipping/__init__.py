@@ -1,0 +1,1 @@
+"""From a run directory to W&B: what is sent, by whom, and what was fetched back."""
