@@ -84,8 +84,8 @@ class RunSpec:
     """W&B team or account (empty: the key's own)."""
     group: str = ""
     """W&B group of runs that belong together."""
-    upload: Literal["none", "model", "state"] = "state"
-    """W&B artifacts: none, the final model, or also training state, from which another machine can go on."""
+    upload: Literal["none", "model", "state", "data"] = "state"
+    """W&B artifacts: none, the final model, also training state to go on from elsewhere, also the prepared images."""
     upload_minutes: float = 10.0
     """Send training state every N minutes at most; the newest and the best are always sent in the end."""
     keep_uploads: int = 2

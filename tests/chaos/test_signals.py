@@ -67,6 +67,7 @@ TRIES = {"start-up": 5, "compile": 2, "train": 5, "evaluate": 4, "save": 4}  # o
 SLOWED = ("evaluate", "save")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "phase", [phase if phase == "evaluate" else pytest.param(phase, marks=pytest.mark.slow) for phase in TRIES]

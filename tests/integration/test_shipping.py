@@ -210,6 +210,23 @@ def test_a_run_that_was_followed_to_its_end_is_there_with_all_that_belongs_to_it
     assert_key_is_nowhere(run.folder, tmp_path / "home")
 
 
+@pytest.mark.slow
+def test_the_images_are_sent_only_if_they_are_asked_for(
+    lab: Lab, run: FakeRun, machine: dict[str, str], tmp_path: Path
+):
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    (prepared / "train.beton").write_bytes(bytes(1000))
+    facts = json.loads((run.folder / "run.json").read_text()) | {"data_folder": str(prepared)}
+    run.go(20)
+    run.finish()
+    for upload, files in (("state", ["data.json"]), ("data", ["data.json", "prepared/train.beton"])):
+        (run.folder / "run.json").write_text(json.dumps(facts | {"spec": {"upload": upload}}))
+        assert synced(run.folder, machine)["missing"] == []
+        newest = lab.collection("local-team/lab/synthetic-dddddddddddd")["versions"][-1]
+        assert sorted(newest["files"]) == files
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_a_shipper_killed_at_any_moment_loses_and_doubles_nothing(
     lab: Lab, run: FakeRun, machine: dict[str, str], seed: int

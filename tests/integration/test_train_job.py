@@ -71,7 +71,7 @@ def test_a_run_leaves_what_docs_runs_md_says(whole: tuple[Path, str, str]):
     names = {path.name for path in folder.iterdir()} - {"system.jsonl"}  # of runs that take more than a second
     assert names == {
         "recipe.json", "run.json", "metrics.jsonl", "metrics.csv", "events.jsonl", "summary.json", "curves.png",
-        "samples.npz", "checkpoints", "model",
+        "samples.npz", "samples.png", "tracking.json", "checkpoints", "model",
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.8, "the synthetic set is learnable"

@@ -83,6 +83,8 @@ def _ship(folder: Path, identity: Identity, mode: Mode, how: Shipping, leave: Ca
         time.sleep(LOOK_SECONDS)
     ended = outcome(folder)
     uploader.finish(over=ended.over)
+    if mode == "online" and how.policy == "data":  # last: it may take long
+        use_data(run.handle, recipe["data"]["dataset"], facts["data_digest"], Path(facts["data_folder"]), images=True)
     if (folder / "summary.json").exists():
         run.tell_result(_read(folder / "summary.json"), read_samples(folder))
     run.tell_events(read_events(folder))

@@ -18,7 +18,7 @@ from distcifar.tracking.identity import FILE as IDENTITY
 from distcifar.tracking.journal import Journal
 from distcifar.tracking.rows import copy_rows
 
-Policy = Literal["none", "model", "state"]
+Policy = Literal["none", "model", "state", "data"]  # each also sends what those before it do
 
 OUTBOX = ".upload"
 CURSOR = "uploads.json"
@@ -56,7 +56,7 @@ class Outbox:
         over: the run has ended, and its model may be sent too. W&B calls `latest` what came last: where that is not
         the newest state, because the run went back to it, it is sent again (and is the same version there).
         """
-        states = _state_keys(self.run / "checkpoints") if self.policy == "state" else []
+        states = _state_keys(self.run / "checkpoints") if self.policy in ("state", "data") else []
         models = _model_keys(self.run) if self.policy != "none" and over else []
         last = [key for key in self.sent if key.startswith("state/")][-1:]
         due = [key for key in states[:-1] if key not in self.sent]

@@ -69,8 +69,8 @@ def _told(found: str) -> Iterator[None]:
         raise TrackingError(f"{found}: {error}", "It is tried again", "Nothing is lost") from error
 
 
-def use_data(run: "wandb.Run", dataset: str, digest: str, folder: Path) -> None:
-    """Notes the prepared data as used by the run: their name and digest, not the images.
+def use_data(run: "wandb.Run", dataset: str, digest: str, folder: Path, *, images: bool = False) -> None:
+    """Notes the prepared data as used by the run: their name and digest, and the sealed files only if `images`.
 
     The same data are the same version on whichever machine: the folder, which need not be here, is a note only.
     """
@@ -82,6 +82,8 @@ def use_data(run: "wandb.Run", dataset: str, digest: str, folder: Path) -> None:
         artifact = wandb.Artifact(f"{name}-{digest[:12]}", type="dataset", metadata=facts)
         with artifact.new_file("data.json") as file:
             json.dump({"dataset": dataset, "digest": digest}, file)
+        if images:
+            artifact.add_dir(str(folder), name="prepared", policy="immutable", skip_cache=True)
         run.use_artifact(artifact)
     except (wandb.errors.Error, ValueError, OSError) as error:
         raise TrackingError(

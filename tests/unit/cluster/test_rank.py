@@ -217,7 +217,7 @@ STAMPS = {  # a name; notes of a moment
     "cluster/facts.py": 1,
     "tracking/journal.py": 1,
     "tracking/system.py": 1,
-    "tracking/registry.py": 1,
+    "tracking/registry/registry.py": 1,
     "insight/report.py": 1,
 }
 

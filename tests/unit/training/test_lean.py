@@ -33,7 +33,13 @@ def outcome(make: str, *, lean: bool) -> tuple[str, str]:
     return imported, total
 
 
-@pytest.mark.parametrize("make", ["SGD([weight], lr=0.1, momentum=0.9, nesterov=True)", "AdamW([weight], lr=0.1)"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        "SGD([weight], lr=0.1, momentum=0.9, nesterov=True)",
+        pytest.param("AdamW([weight], lr=0.1)", marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_weights_without_the_compiler(make: str):
     (_, usual), (imported, lean) = outcome(make, lean=False), outcome(make, lean=True)
     assert imported == "False"
