@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distcifar.cluster.facts import collect_facts
 from distcifar.config import Recipe, RunSpec, to_dict
@@ -22,7 +21,7 @@ from distcifar.tracking.wandb.run import WandbRun
 from distcifar.training.benchmark import measure_saving
 from distcifar.training.build import build_state
 from distcifar.training.engine import fit
-from distcifar.training.reports import EpochReport, Row
+from distcifar.training.reports import EpochReport, Report, Row
 from distcifar.world import World
 
 SETTLE_SECONDS = 8.0  # for the client to start: that is measured apart
@@ -56,7 +55,7 @@ def tracking_cost(recipe: Recipe, place: Place, *, rounds: int, steps: int) -> l
     """
     state = build_state(recipe, place.data, place.prepared.digest, World())
     state.set_precision("bf16" if recipe.precision == "auto" else recipe.precision)
-    rows = _rows(recipe, state, place.data)
+    reports = fit(recipe, state, place.data.loaders, World())
     found: dict[str, list[float]] = {"none": [], "shipper": [], "inside": [], "start": []}
     for number in range(rounds + 1):
         for kind in ("none", "shipper", "inside"):
@@ -66,24 +65,16 @@ def tracking_cost(recipe: Recipe, place: Place, *, rounds: int, steps: int) -> l
             with _listener(kind, run, identity, place.environment) as listen:
                 if kind == "inside":
                     found["start"].append(time.perf_counter() - begun)
-                _train(rows, journal, listen, 1)  # the first row is what starts the shipper
-                time.sleep(SETTLE_SECONDS if kind == "shipper" else 0)
-                begun = time.perf_counter()
-                _train(rows, journal, listen, steps)
-                found[kind].append(time.perf_counter() - begun)
-    none, shipper, inside, start = (statistics.median(seconds[1:]) for seconds in found.values())
+                _train(reports, journal, listen, 1)  # the first row is what starts the shipper
+                time.sleep(SETTLE_SECONDS)  # alike for all three
+                found[kind].append(_train(reports, journal, listen, steps))
+    none, shipper, inside = (statistics.median(found[kind][1:]) for kind in ("none", "shipper", "inside"))
     return [
         ("without W&B", f"{none:.2f} s"),
         ("beside the shipper", f"{shipper:.2f} s, {shipper / none - 1:+.1%}"),
         ("client in the training's process", f"{inside:.2f} s, {inside / none - 1:+.1%}"),
-        ("its start there, before the first step", f"{start:.2f} s"),
+        ("its start there, before the first step", f"{found['start'][0]:.2f} s"),
     ]
-
-
-def _rows(recipe: Recipe, state: Any, data: OpenData) -> Iterator[list[Row]]:
-    for report in fit(recipe, state, data.loaders, World()):
-        if not isinstance(report, EpochReport):
-            yield report.rows
 
 
 def _begin(recipe: Recipe, prepared: PreparedData, run: Path) -> Identity:
@@ -111,9 +102,17 @@ def _listener(
         inside.handle.finish()
 
 
-def _train(rows: Iterator[list[Row]], journal: Journal, listen: Callable[[Row], None], steps: int) -> None:
-    for _ in range(steps):
-        new = next(rows)
-        journal.append(new)
-        for row in new:
+def _train(reports: Iterator[Report], journal: Journal, listen: Callable[[Row], None], steps: int) -> float:
+    """Seconds of `steps` steps with what is done with their rows; evaluations between them are not counted."""
+    seconds = 0.0
+    while steps:
+        begun = time.perf_counter()
+        report = next(reports)
+        if isinstance(report, EpochReport):
+            continue
+        journal.append(report.rows)
+        for row in report.rows:
             listen(row)
+        seconds += time.perf_counter() - begun
+        steps -= 1
+    return seconds
