@@ -19,6 +19,7 @@ from distcifar.tracking.shipping.ship import Shipping, ship, shipping_lock
 from distcifar.tracking.shipping.uploads import read_sent
 from distcifar.tracking.wandb import registry
 from distcifar.tracking.wandb.artifacts import aliases_of, look_up
+from distcifar.tracking.wandb.run import require_key
 
 Announce = Callable[[str], None]
 
@@ -40,9 +41,10 @@ def sync_runs(
 ) -> list[SyncResult]:
     """Sends what W&B lacks of each run, one after another; a run that is going on is sent as far as it is.
 
-    project, entity: of runs that were recorded before there was tracking. Raises nothing for a run that cannot be
-    sent: its result says why.
+    project, entity: of runs that were recorded before there was tracking. Raises TrackingError without a key, and
+    nothing for a run that cannot be sent: its result says why.
     """
+    require_key()
     results = []
     for folder in folders:
         announce(f"Sending {folder.name} ...")

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from distcifar.errors import CheckpointError
 from distcifar.files import sha256_of, write_json
+from distcifar.sealed import verify
 from distcifar.tracking.identity import FILE as IDENTITY
 from distcifar.tracking.journal import Journal
 from distcifar.tracking.rows import copy_rows
@@ -155,12 +157,12 @@ def _link(source: Path, target: Path) -> None:
 
 def _require_sealed(folder: Path, seal: str = "") -> None:
     """FileNotFoundError unless `folder` has what its manifest says; it was linked while others may have written."""
-    files = _known(folder / MANIFEST).get("files")
-    if not files or not sha256_of(folder / MANIFEST).startswith(seal):
+    if not sha256_of(folder / MANIFEST).startswith(seal):
         raise FileNotFoundError(f"{folder} is not what it was")
-    for name, entry in files.items():
-        if sha256_of(folder / name) != entry["sha256"]:
-            raise FileNotFoundError(f"{folder / name} is damaged, or is just being replaced")
+    try:
+        verify(folder, tuple(_known(folder / MANIFEST).get("files", ())))
+    except CheckpointError as error:
+        raise FileNotFoundError(f"{error.found}, or is just being replaced") from error
 
 
 def _known(path: Path) -> dict[str, Any]:

@@ -24,12 +24,11 @@ from distcifar.tracking.registry.cursor import Cursor
 from distcifar.tracking.registry.gates import FACTS, KEPT_FILES, read_object, require_whole
 from distcifar.tracking.registry.log import Act, State, require_name
 from distcifar.tracking.registry.registry import Registry, pulled_folder
-from distcifar.tracking.wandb.run import has_key
+from distcifar.tracking.wandb.run import client_settings, has_key
 
 if TYPE_CHECKING:
     import wandb
 
-INIT_SECONDS = 15.0
 FINISH_SECONDS = 30.0  # the run has no rows to send
 API_SECONDS = 30
 UPLOAD_SECONDS = 600
@@ -116,18 +115,7 @@ def _run(registry: Registry, state: State, entity: str, project: str) -> "Iterat
             dir=folder,
             mode="online",
             resume="allow",
-            settings=wandb.Settings(
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-                finish_timeout_raises=True,
-                x_transaction_log_flush_interval=1,
-                x_file_stream_transmit_interval=2,
-                x_disable_stats=True,
-                console="off",
-                silent=True,
-                save_code=False,
-                disable_git=True,
-            ),
+            settings=client_settings(finish_seconds=FINISH_SECONDS, x_disable_stats=True),
         )
         try:
             yield run

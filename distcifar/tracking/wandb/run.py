@@ -38,6 +38,32 @@ def has_key() -> bool:
         ) from error
 
 
+def require_key() -> None:
+    """Raises TrackingError without a key: on a terminal the client would ask for one, and wait."""
+    if not has_key():
+        raise TrackingError(
+            "There is no W&B key here", "W&B is spoken to with an account's key", "wandb login, or set WANDB_API_KEY"
+        )
+
+
+def client_settings(*, finish_seconds: float, **more: Any) -> "wandb.Settings":
+    """The client's settings: it sends every two seconds, prints nothing, asks nothing, and gives up some time."""
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=INIT_SECONDS,
+        finish_timeout=finish_seconds,
+        finish_timeout_raises=True,
+        x_transaction_log_flush_interval=1,
+        x_file_stream_transmit_interval=2,
+        console="off",
+        silent=True,
+        save_code=False,
+        disable_git=True,
+        **more,
+    )
+
+
 class WandbRun:
     """An open run. Raises TrackingError where W&B cannot be reached or refuses."""
 
@@ -58,12 +84,8 @@ class WandbRun:
         """
         import wandb
 
-        if mode == "online" and not has_key():  # on a terminal the client would ask for one, and wait
-            raise TrackingError(
-                "There is no W&B key here",
-                "W&B is spoken to with an account's key",
-                "wandb login, or set WANDB_API_KEY",
-            )
+        if mode == "online":
+            require_key()
         own = "run-*" if mode == "online" else "offline-run-*"  # not those of another process in the other mode
         for old in (folder / "wandb").glob(own):  # what was in them is in the journal
             shutil.rmtree(old, ignore_errors=True)
@@ -81,19 +103,7 @@ class WandbRun:
                 dir=folder,
                 mode=mode,
                 resume="allow" if mode == "online" else None,
-                settings=wandb.Settings(
-                    init_timeout=INIT_SECONDS,
-                    finish_timeout=FINISH_SECONDS,
-                    finish_timeout_raises=True,
-                    x_transaction_log_flush_interval=1,
-                    x_file_stream_transmit_interval=2,
-                    x_update_finish_state=closes,
-                    console="off",
-                    silent=True,
-                    save_code=False,
-                    disable_git=True,
-                    **settings,
-                ),
+                settings=client_settings(finish_seconds=FINISH_SECONDS, x_update_finish_state=closes, **settings),
             )
         except (wandb.errors.Error, OSError) as error:
             raise _unreachable(error) from error
@@ -110,7 +120,7 @@ class WandbRun:
     @property
     def url(self) -> str:
         """The run's page; empty offline."""
-        return self._run.url or ""
+        return (self._run.url or "") if self.mode == "online" else ""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds a row, unless W&B has that step. Never waits for the network."""
