@@ -36,6 +36,7 @@ def from_environment(spec: RunSpec) -> RunSpec:
         for variable, field in VARIABLES.items()
         if os.environ.get(variable) and getattr(spec, field) == getattr(default, field)
     }
+    os.environ.pop("WANDB_MODE", None)  # the client would refuse to go online, though it is asked to
     return replace(spec, **found)
 
 

@@ -22,7 +22,8 @@ from program import from_environment, run_program
 from distcifar.config import RunSpec
 from distcifar.tracking.registry import console
 from distcifar.tracking.registry.registry import Registry
-from distcifar.tracking.wandb import registry as wandb_registry
+from distcifar.tracking.wandb.registry import sync
+from distcifar.tracking.wandb.registry_pull import pull
 from distcifar.tracking.wandb.run import has_key
 
 
@@ -49,7 +50,7 @@ class Command:
     runs: Path = Path("runs")
     """Folder of the runs."""
     force: bool = False
-    """Promote in spite of a lower accuracy, or of a choice on the test split."""
+    """Promote in spite of a lower accuracy, of a choice on the test split, or of what has the alias in W&B."""
     reason: str = ""
     """Why, for the history."""
     offline: bool = False
@@ -71,11 +72,12 @@ def main(argv: list[str]) -> int:
     registry = Registry(command.runs, command.registry)
     spec = from_environment(RunSpec(project=command.project, entity=command.entity))
     online = not command.offline and spec.wandb in ("auto", "online")
+    console.require_online(act, online=online)
     if act in console.TABLES:
         console.show(console.TABLES[act](registry.state()))
     elif act == "pull":
         wanted, target = command.pull
-        found = wandb_registry.pull(registry, wanted, Path(target), online=online, entity=spec.entity)
+        found = pull(registry, wanted, Path(target), online=online, entity=spec.entity)
         print(console.pull_text(found, target))
     elif act == "rollback":
         print(console.rollback_text(registry.rollback(command.rollback, reason=command.reason)), flush=True)
@@ -84,7 +86,7 @@ def main(argv: list[str]) -> int:
         print(console.promotion_text(done, command.to), flush=True)
     if act == "sync" or (online and act in ("to", "rollback") and has_key()):
         asked = command.to or command.rollback
-        wandb_registry.sync(registry, project=spec.project, entity=spec.entity, asked=asked, announce=print)
+        sync(registry, project=spec.project, entity=spec.entity, asked=asked, force=command.force, announce=print)
     return 0
 
 

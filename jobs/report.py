@@ -10,6 +10,7 @@ examples:
 """
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -73,18 +74,19 @@ def main(argv: list[str]) -> int:
 def sync(command: Command) -> int:
     """Sends to W&B what it lacks of runs, what was promoted, and the reports that are kept of them."""
     from distcifar.insight.report_run import all_runs, find_runs
-    from distcifar.insight.wandb_report import kept_reports, publish
+    from distcifar.insight.wandb_report import publish_kept
     from distcifar.tracking.shipping.sync import sync_registries, sync_runs, sync_table
 
     named = find_runs(command.names[1:], command.runs, command.group)
     folders = named or all_runs(command.runs)
     spec = from_environment(RunSpec())
-    results = sync_runs(folders, announce=print, project=spec.project, entity=spec.entity)
+    results = sync_runs(folders, print, project=spec.project, entity=spec.entity, named=bool(named))
     Console().print(sync_table(results))
-    sync_registries(command.runs, project=spec.project, entity=spec.entity, announce=print)
-    for path in kept_reports(folders, command.runs):
-        print(f"Report in W&B: {publish(path)}")
-    return 2 if any(result.missing for result in results) else 0
+    problems = sync_registries(command.runs, project=spec.project, entity=spec.entity, announce=print)
+    problems += publish_kept(folders, only=bool(named), runs=command.runs, known=RECIPES, announce=print)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 2 if problems or any(result.missing for result in results) else 0
 
 
 if __name__ == "__main__":

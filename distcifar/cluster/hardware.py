@@ -7,6 +7,7 @@ likely cause of a hang, and must not keep the watchdog from seeing it.
 import json
 import platform
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,17 @@ class NvmlGpu:
             return {"gpu_problem": self._problem}
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
-            return {
+            found = {
                 "gpu": self._nvml.nvmlDeviceGetName(self._handle),
-                "gpu_percent": self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu,
                 "gpu_memory_bytes": memory.used,
                 "gpu_memory_total_bytes": memory.total,
             }
         except self._nvml.NVMLError as error:  # a GPU can get lost
             self._problem = str(error)
             return {"gpu_problem": self._problem}
+        with suppress(self._nvml.NVMLError):  # a part of a card (MIG) has no utilisation of its own
+            found["gpu_percent"] = self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
+        return found
 
 
 class Meter:

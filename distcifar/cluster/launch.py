@@ -17,7 +17,8 @@ from distcifar.cluster.stopping import StopRequest
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.prepare import prepare
 from distcifar.errors import DistcifarError, ResourceError
-from distcifar.tracking.journal import append_event
+from distcifar.tracking.identity import read_identity
+from distcifar.tracking.journal import append_event, read_events
 from distcifar.tracking.shipping.ship import Shipping
 from distcifar.tracking.shipping.tracker import Tracker
 
@@ -47,15 +48,26 @@ def launch(
     that speak with W&B, and of no other: the account's key may be in it. Raises the error family.
     """
     environment = environment or {}
-    data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
     folder = run_folder(recipe, spec)
+    data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
     with only_launch(folder):
         claim_run(recipe, spec, folder, collect_facts(spec, data.folder, data.digest), environment)
         StopRequest(folder).clear()
+        _tell_other_place(spec, folder, announce)
         job = Job(recipe, spec, folder, data.folder, data.digest, uuid.uuid4().hex[:8])
         with _tracked(job, environment, listen, announce) as listen_too:
             result = _told(job, listen_too, announce)
     return RunResult(folder, result.get("summary"), result.get("stopped"))
+
+
+def _tell_other_place(spec: RunSpec, folder: Path, announce: Announce) -> None:
+    """A run stays the W&B run that it was begun as, also where the command now says something else."""
+    identity = read_identity(folder)
+    asked = {"project": spec.project, "entity": spec.entity, "group": spec.group}
+    default = RunSpec()
+    for name, value in asked.items():
+        if identity is not None and value not in (getattr(identity, name), getattr(default, name)):
+            announce(f"W&B: the run stays in {name} {getattr(identity, name)!r}, where it was begun, not {value!r}")
 
 
 def _told(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
@@ -65,15 +77,30 @@ def _told(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
         if "error" in result:
             raise result["error"]
     except BaseException as error:
-        with suppress(OSError):  # a disk that is full is what is to be told, not that this could not be written
-            append_event(job.folder, "failed", f"{type(error).__name__}: {error}")
+        if isinstance(error, KeyboardInterrupt):
+            _note(job, "stopped", "at once (SIGINT)", signal="SIGINT")
+        elif _has_begun(job) or not isinstance(error, DistcifarError):  # a mistake before that ends no run
+            _note(job, "failed", f"{type(error).__name__}: {error}")
         if isinstance(error, DistcifarError):
             discard_if_unused(job.folder)
         raise
     if "stopped" in result:
         reason = StopRequest(job.folder).reason()
-        append_event(job.folder, "stopped", f"at step {result['stopped']} ({reason or 'asked to'})", signal=reason)
+        _note(job, "stopped", f"at step {result['stopped']} ({reason or 'asked to'})", signal=reason)
     return result
+
+
+def _note(job: Job, kind: str, text: str, **facts: str) -> None:
+    """An event; a disk that is full or gone is told by what it has kept from going on, not by this."""
+    with suppress(OSError):
+        append_event(job.folder, kind, text, **facts)
+
+
+def _has_begun(job: Job) -> bool:
+    """Whether a worker of this launch has come to its first step."""
+    with suppress(OSError):
+        return any(event.get("launch") == job.launch for event in read_events(job.folder))
+    return True
 
 
 @contextmanager
@@ -90,10 +117,14 @@ def _tracked(job: Job, environment: Mapping[str, str], listen: Listener, announc
         listen(row)
         tracker.listen(row)
 
+    seconds = SHIPPING_SECONDS
     try:
         yield both
+    except KeyboardInterrupt:
+        seconds = 0.0  # asked for twice
+        raise
     finally:
-        tracker.close(SHIPPING_SECONDS)
+        tracker.close(seconds)
 
 
 def _fit(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:

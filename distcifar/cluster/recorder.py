@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import SafetensorError
 
 from distcifar.cluster.hardware import samples_of
@@ -19,6 +19,7 @@ from distcifar.errors import CheckpointError, DivergenceError, RunError, Storage
 from distcifar.files import write_atomically
 from distcifar.tracking.journal import Journal
 from distcifar.tracking.model_card import model_card
+from distcifar.tracking.outcome import writer_lock
 from distcifar.tracking.system import SystemLog
 from distcifar.training.checkpoint import capture, save_model
 from distcifar.training.reports import EpochReport, Report, Row
@@ -74,7 +75,7 @@ class RunRecorder(Recorder):
     def __init__(self, job: Job, data: OpenData, workers: int, listen: Listener) -> None:
         self._folder, self._spec, self._launch = job.folder, job.spec, job.launch
         self._data, self._workers, self._listen = data, workers, listen
-        self._lock = FileLock(job.folder.with_name(f".{job.folder.name}.writer.lock"))
+        self._lock = writer_lock(job.folder)
         with _storage_errors(job.folder, 0), ExitStack() as unless_begun:
             self._take_lock()
             unless_begun.callback(self._lock.release)

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from filelock import Timeout
 
 from distcifar.cluster.resume import Origin, adopt, extends, opened_origin, why_not
 from distcifar.config import Recipe, RunSpec, from_dict, to_dict
-from distcifar.errors import RunError, StorageError
+from distcifar.errors import RunError, StorageError, TrackingError
 from distcifar.files import ASIDE, sweep_aside, sync_folder, write_json
 from distcifar.tracking.identity import Identity, new_identity, read_identity, write_identity
 from distcifar.tracking.journal import append_event
-from distcifar.tracking.outcome import launch_lock
+from distcifar.tracking.outcome import launch_lock, remove_locks
 from distcifar.tracking.rows import last_row
 from distcifar.tracking.shipping.fetch import SCHEME
 from distcifar.tracking.wandb.artifacts import parse_reference
@@ -27,8 +28,18 @@ def run_folder(recipe: Recipe, spec: RunSpec) -> Path:
     """The run directory that `spec` names; else that of the W&B run that goes on, or a new name; absolute."""
     name = spec.name
     if not name and spec.resume.startswith(SCHEME) and not spec.branch:
-        name = parse_reference(spec.resume)[1]
+        name = _name_here(Path(spec.runs), parse_reference(spec.resume)[1])
     return Path(spec.runs).absolute() / (name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _name_here(runs: Path, wandb_id: str) -> str:
+    """The name of the run directory that is this W&B run, if it began or was here; else its id."""
+    for path in sorted(runs.glob("*/tracking.json")):
+        with suppress(TrackingError):
+            identity = read_identity(path.parent)
+            if identity is not None and identity.id == wandb_id:
+                return path.parent.name
+    return wandb_id
 
 
 @contextmanager
@@ -49,8 +60,7 @@ def only_launch(folder: Path) -> Iterator[None]:
         yield
     finally:
         if not folder.exists():  # a mistake leaves nothing behind
-            for left in folder.parent.glob(f".{folder.name}.*lock"):
-                left.unlink(missing_ok=True)
+            remove_locks(folder)
         lock.release()
 
 
@@ -131,7 +141,8 @@ def _begin(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any], o
 def _identity(spec: RunSpec, folder: Path, origin: Origin | None) -> Identity:
     """Of a run that goes on from W&B the W&B run that it was; else a new one."""
     if origin is not None and origin.name.startswith(SCHEME) and not spec.branch and origin.identity:
-        return origin.identity
+        *entity, project = parse_reference(origin.name)[0].split("/")
+        return replace(origin.identity, project=project, entity=entity[0] if entity else origin.identity.entity)
     return new_identity(folder.name, spec.project, spec.entity, spec.group)
 
 
@@ -175,8 +186,12 @@ def _go_on(recipe: Recipe, spec: RunSpec, folder: Path, facts: dict[str, Any]) -
 def _require_parent(folder: Path, wanted: str, parent: dict[str, Any] | None) -> None:
     """Raises StorageError unless the run in `folder` began from `wanted`, a run or a checkpoint, or is that run."""
     begun = parent["checkpoint"] if parent else ""
-    places = (folder, Path(begun), Path(begun).parent.parent)
-    if wanted != begun and Path(wanted).absolute() not in places:
+    if wanted.startswith(SCHEME):
+        identity = read_identity(folder)
+        fits = identity is not None and identity.id == parse_reference(wanted)[1]
+    else:
+        fits = Path(wanted).absolute() in (folder, Path(begun), Path(begun).parent.parent)
+    if not fits and wanted != begun:
         raise StorageError(
             f"The run {folder.name!r} exists and did not begin from {wanted}",
             "--resume PATH begins a new run, and goes on with one that it has begun",

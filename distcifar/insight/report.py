@@ -4,6 +4,8 @@ What is said comes from report_facts.py, report_classes.py and report_charts.py 
 report.html.j2 alone, where every text is escaped: names of runs and classes are whatever people have typed.
 """
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from distcifar import __version__
 from distcifar.config import Recipe
+from distcifar.errors import ConfigError, StorageError
 from distcifar.files import write_atomically
 from distcifar.insight import report_classes, report_facts
 from distcifar.insight.downsample import downsample
@@ -26,6 +29,7 @@ from distcifar.insight.report_run import RunRecord
 MOST_COLOURS = 8  # lines that can be told apart
 MOST_SAMPLES = {1: 32}  # of one run; of each of several:
 FEW_SAMPLES = 12
+LONGEST_NAME = 100  # bytes of a file's name that are taken from names of runs
 MOST_STEP_POINTS = 4000  # of all lines of a chart together
 
 
@@ -42,26 +46,48 @@ class RunPart:
     confusion: list[tuple[str, list[report_classes.Cell]]]
     pairs: list[report_classes.Pair]
     samples: list[report_classes.Sample]
+    epochs: tuple[list[str], list[list[str]]]
     events: list[report_facts.Event]
     earlier_events: int
     configuration: dict[str, dict[str, str]]
 
 
 def report_path(folders: Sequence[Path], runs: Path, group: str = "") -> Path:
-    """Where a report of these runs goes if nobody says otherwise: into the run, or beside the runs."""
+    """Where a report of these runs goes if nobody says otherwise: into the run, or beside the runs.
+
+    Reports of other runs have other names: what cannot be told from the names alone, a digest tells.
+    """
     if len(folders) == 1 and not group:
         return folders[0] / "report.html"
-    names = group or "-".join(folder.name for folder in folders)
-    plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in names)
-    return runs / f"report-{plain[:100]}.html"
+    names = [group] if group else [folder.name for folder in folders]
+    plain = ["".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name) for name in names]
+    elsewhere = [folder for folder in folders if folder.absolute().parent != runs.absolute()]
+    stem = "+".join(plain).encode()
+    if plain != names or len(stem) > LONGEST_NAME or (elsewhere and not group):
+        about = "\n".join([group] if group else map(str, folders)).encode(errors="replace")
+        stem = stem[:LONGEST_NAME] + b"-" + hashlib.sha256(about).hexdigest()[:8].encode()
+    return runs / f"report-{stem.decode(errors='ignore')}.html"
 
 
 def write_report(
     records: Sequence[RunRecord], path: Path, *, runs: Path, group: str = "", known: Mapping[str, Recipe] | None = None
 ) -> None:
-    """Writes the report of `records` to `path`. known: recipes as they are published, by name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render(records, runs=runs, group=group, known=known or {}))
+    """Writes the report of `records` to `path`. known: recipes as they are published, by name.
+
+    Raises ConfigError where `path` is a folder, and StorageError where it cannot be written.
+    """
+    if os.path.isdir(path):
+        raise ConfigError(f"{path} is a folder", "A report is one file", f"--out {path / 'report.html'}")
+    page = render(records, runs=runs, group=group, known=known or {})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page)
+    except OSError as error:
+        raise StorageError(
+            f"The report cannot be written to {path}: {error.strerror}",
+            "It needs a folder that may be written to, and a name that the file system takes",
+            "Name another file: --out FILE",
+        ) from error
 
 
 def render(
@@ -107,6 +133,7 @@ def _part(run: RunRecord, among: int, known: Mapping[str, Recipe]) -> RunPart:
         confusion=report_classes.confusion_cells(run),
         pairs=report_classes.confused_pairs(run),
         samples=report_classes.samples(run, MOST_SAMPLES.get(among, FEW_SAMPLES)),
+        epochs=report_facts.epoch_table(run),
         events=events,
         earlier_events=earlier,
         configuration=report_facts.configuration(run),
@@ -175,7 +202,9 @@ def _accuracy_chart(series: Sequence[Series], best: float | None = None, note: s
     high = 1.0 if values and max(values) > 0.9 else None
     if best is not None and not note:
         note = f"best epoch {best:g}"
-    return line_chart("Accuracy", series, write=_short_percent, bounds=(None, high), end=1.0, mark=best, note=note)
+    return line_chart(
+        "Accuracy", series, write=_short_percent, bounds=(None, high), limits=(0.0, 1.0), end=1.0, mark=best, note=note
+    )
 
 
 def _short_percent(share: float) -> str:

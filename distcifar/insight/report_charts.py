@@ -70,19 +70,21 @@ def line_chart(
     *,
     write: Callable[[float], str] = "{:.4g}".format,
     bounds: tuple[float | None, float | None] = (None, None),
+    limits: tuple[float, float] = (-math.inf, math.inf),
     end: float = 0.0,
     mark: float | None = None,
     note: str = "",
 ) -> Chart | None:
     """A chart of `series`; None if there is no point.
 
-    write: a value as text. bounds: of the y axis, each as the values want it if None. end: the least last epoch.
+    write: a value as text. bounds: of the y axis, each as the values want it if None. limits: what it never
+    passes, as no share is above 100 %. end: the least last epoch.
     """
     drawn = [line for line in series if len(line.xs)]
     if not drawn:
         return None
     right = max([end, *(line.xs[-1] for line in drawn)]) or 1.0
-    low, high, ticks = _y_axis(drawn, bounds)
+    low, high, ticks = _y_axis(drawn, bounds, limits)
 
     def place_x(x: float) -> float:
         return x / right
@@ -114,19 +116,22 @@ def nice_ticks(low: float, high: float, *, most: int) -> list[float]:
     return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
 
 
-def _y_axis(series: Sequence[Series], bounds: tuple[float | None, float | None]) -> tuple[float, float, list[float]]:
+def _y_axis(
+    series: Sequence[Series], bounds: tuple[float | None, float | None], limits: tuple[float, float]
+) -> tuple[float, float, list[float]]:
     """Bounds of the y axis and its ticks. A bound that is not given gives way to the next tick."""
     values = [value for line in series for value in line.ys]
     low = min(values) if bounds[0] is None else bounds[0]
     high = max(values) if bounds[1] is None else bounds[1]
     if not high > low:
-        low, high = (low - 0.5, low + 0.5) if low else (0.0, 1.0)
+        low, high = (max(limits[0], low - 0.5), min(limits[1], low + 0.5)) if low else (0.0, 1.0)
     ticks = nice_ticks(low, high, most=6)
     step = ticks[1] - ticks[0] if len(ticks) > 1 else high - low
     if bounds[0] is None:
         low = math.floor(low / step + 1e-9) * step
     if bounds[1] is None:
         high = math.ceil(high / step - 1e-9) * step
+    low, high = max(low, limits[0]), min(high, limits[1])
     return low, high, nice_ticks(low, high, most=7)
 
 
@@ -146,6 +151,8 @@ def _line(series: Series, place_x: Callable[[float], float], place_y: Callable[[
 def _bands(series: Sequence[Series], right: float, write: Callable[[float], str]) -> list[Band]:
     """What to read at each stretch of the x axis: the nearest values."""
     places = sorted({x for line in series for x in line.xs})
+    if not places:  # only faint lines: no epoch is finished
+        return []
     if len(places) > MOST_BANDS:
         places = [right * (number + 0.5) / MOST_BANDS for number in range(MOST_BANDS)]
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(places)), right]

@@ -58,7 +58,7 @@ def class_rows(run: RunRecord) -> list[ClassRow]:
     """All classes, the hardest first; those without an image last."""
     matrix, names = _confusion(run), run.class_names
     found = []
-    for place, (name, accuracy) in enumerate(run.summary.get("per_class_accuracy", {}).items()):
+    for place, (name, accuracy) in enumerate((run.summary.get("per_class_accuracy") or {}).items()):
         images, mistaken_for, mistakes = 0, "", 0
         if matrix is not None:
             images = int(matrix[place].sum())

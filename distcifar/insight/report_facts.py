@@ -19,6 +19,9 @@ TONES = {  # of a run's state and of its events; what is not listed is neutral
     "memory": "warn", "continue": "busy", "start": "busy", "extended": "busy",
 }  # fmt: skip
 MOST_EVENTS = 200
+MOST_EPOCHS = 500  # lines of the table of epochs; of more each second, third, ...
+PROMISE = re.compile(r"\d\s*%")  # of a description: a figure that was promised in words
+OPTIMISTIC = "The epoch was chosen on the test split: the measured accuracy is optimistic"
 TEXTS = ("name", "description", "reported_accuracy")  # of a recipe: they change no number
 ALWAYS_DIFFER = ("result.", "origin.started")
 UNTOLD = ("run.name", "run.runs", "run.debug", "run.verbose", "run.overwrite", "run.resume")
@@ -40,6 +43,7 @@ class Promise:
     measured: float | None
     verdict: str
     tone: str
+    caveat: str  # empty: none
     changed: tuple[str, ...]  # where the run's recipe is not the published one
 
 
@@ -119,7 +123,7 @@ def tiles(run: RunRecord) -> list[Tile]:
 def workers(run: RunRecord) -> str:
     """The number of workers: measured, as told when it started last, or as it was asked for."""
     told = [found[1] for event in run.events if (found := re.search(r"with (\d+) worker", str(event.get("text"))))]
-    asked = run.facts.get("spec", {}).get("workers")
+    asked = (run.facts.get("spec") or {}).get("workers")
     return str(run.summary.get("workers") or (told[-1] if told else asked) or DASH)
 
 
@@ -128,13 +132,13 @@ def device(run: RunRecord) -> str:
     found = run.summary.get("device")
     if found:
         return "CPU" if found == "cpu" else str(found)
-    gpus = run.facts.get("hardware", {}).get("gpus")
+    gpus = (run.facts.get("hardware") or {}).get("gpus")
     return gpus[0] if gpus else "CPU"
 
 
 def where(run: RunRecord) -> str:
     """Host and processor in one line."""
-    hardware = run.facts.get("hardware", {})
+    hardware = run.facts.get("hardware") or {}
     cores = f"{hardware['cores']} cores" if hardware.get("cores") else ""
     parts = [hardware.get("host", ""), hardware.get("processor", ""), cores, ", ".join(hardware.get("gpus", ()))]
     return " · ".join(part for part in parts if part) or DASH
@@ -150,19 +154,21 @@ def data_of(run: RunRecord) -> str:
 def promise(run: RunRecord, known: Mapping[str, Recipe]) -> Promise:
     """What the recipe promises against what was measured; `known`: recipes as they are published."""
     reported, measured = run.recipe.get("reported_accuracy"), run.summary.get("test_accuracy")
-    verdict, tone_ = "The recipe's origin reports no accuracy", "neutral"
-    if reported is not None and not _is_number(measured):
+    words = str(run.recipe.get("description") or "")
+    in_words = PROMISE.search(words) is not None
+    verdict, tone_ = "" if in_words else "The recipe's origin reports no accuracy", "neutral"
+    if (reported is not None or in_words) and not _is_number(measured):
         verdict = "Not measured yet"
     elif reported is not None and measured is not None:
-        count = sum(map(sum, run.summary.get("confusion", ())))
+        count = sum(map(sum, run.summary.get("confusion") or ()))
         noise = 1.96 * math.sqrt(max(reported * (1 - reported), 0) / count) if count else 0.0
         gap = f"{abs(measured - reported) * 100:.2f} points {'above' if measured >= reported else 'below'}"
         within = f"; the noise of {count:,} test images is ±{noise * 100:.2f} points" if count else ""
         kept = measured >= reported - noise
         verdict = f"{'Kept' if kept else 'Missed'}: {gap}{within}"
         tone_ = "good" if kept else "bad"
-    words = str(run.recipe.get("description") or "")
-    return Promise(words, reported, measured, verdict, tone_, tuple(_changes(run, known)))
+    caveat = OPTIMISTIC if run.summary.get("selected_on") == "test" else ""
+    return Promise(words, reported, measured, verdict, tone_, caveat, tuple(_changes(run, known)))
 
 
 def timeline(run: RunRecord) -> tuple[list[Event], int]:
@@ -180,6 +186,16 @@ def timeline(run: RunRecord) -> tuple[list[Event], int]:
     return found, len(run.events) - len(shown)
 
 
+def epoch_table(run: RunRecord) -> tuple[list[str], list[list[str]]]:
+    """What the curves show, to be read: the head and a line for each epoch; columns without a value are left out."""
+    wanted = [f"{split}/{metric}" for split in ("train", "validation", "test") for metric in ("loss", "accuracy")]
+    columns = [name for name in (*wanted, "train/lr") if any(_is_number(row.get(name)) for row in run.epochs)]
+    each = -(-len(run.epochs) // MOST_EPOCHS) or 1
+    rows = list(run.epochs[::-each])[::-1] if columns else []  # with the last one
+    head = ["epoch", *("learning rate" if name == "train/lr" else name.replace("/", " ") for name in columns)]
+    return head, [[f"{row['epoch']:g}", *(_figure(name, row.get(name)) for name in columns)] for row in rows]
+
+
 def configuration(run: RunRecord) -> dict[str, dict[str, str]]:
     """Everything that the run depends on, by part."""
     recipe = {key: value for key, value in run.recipe.items() if key not in TEXTS}
@@ -191,9 +207,9 @@ def configuration(run: RunRecord) -> dict[str, dict[str, str]]:
         rest["git_commit"] = str(commit)[:12] + "+" * str(commit).endswith("+")
     parts = {
         "recipe": recipe,
-        "run": facts.get("spec", {}),
+        "run": facts.get("spec") or {},
         "versions": facts.get("packages", {}),
-        "hardware": facts.get("hardware", {}),
+        "hardware": facts.get("hardware") or {},
         "origin": rest | ({"parent": facts["parent"]} if "parent" in facts else {}),
     }
     return {name: dict(_flat(values)) for name, values in parts.items() if values}
@@ -248,11 +264,18 @@ def _chosen_by(run: RunRecord) -> str:
     if summary.get("selected_on") == "last":
         return "the last one is taken"
     best = summary.get("best_metric")
-    return f"{summary['selected_on']} {summary['select_metric']} {best:.4f}" if _is_number(best) else ""
+    chosen = " ".join(str(summary[key]) for key in ("selected_on", "select_metric") if summary.get(key))
+    return f"{chosen} {best:.4f}".strip() if _is_number(best) else ""
+
+
+def _figure(column: str, value: Any) -> str:
+    if not _is_number(value):
+        return DASH
+    return percent(value) if column.endswith("accuracy") else f"{value:.4g}"
 
 
 def _hosts(run: RunRecord) -> int:
-    return int(run.facts.get("hardware", {}).get("hosts", 1))
+    return int((run.facts.get("hardware") or {}).get("hosts", 1))
 
 
 def _plural(number: int, noun: str) -> str:

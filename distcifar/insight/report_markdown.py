@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from urllib.parse import quote
 
 from distcifar.insight.report_classes import MOST_CELLS, class_rows, confused_pairs
 from distcifar.insight.report_facts import DASH, Promise, minute, percent, tiles, timeline
@@ -43,10 +44,10 @@ def promises(runs: Sequence[RunRecord], found: Sequence[Promise]) -> str:
     parts = []
     for run, promise in zip(runs, found, strict=True):
         reported = "" if promise.reported is None else f"reported {percent(promise.reported)}, "
-        measured = f"measured {percent(promise.measured)}"
+        said = [f"{reported}measured here: {percent(promise.measured)}", promise.verdict, promise.caveat]
         changed = f"\n\nChanged here: {text('; '.join(promise.changed))}." if promise.changed else ""
         parts.append(
-            f"**{text(run.name)}**: {reported}{measured}. {text(promise.verdict)}.\n\n"
+            f"**{text(run.name)}**: {' '.join(f'{text(part)}.' for part in said if part)}\n\n"
             f"> {text(promise.description) or DASH}{changed}"
         )
     return "\n\n".join(parts)
@@ -107,7 +108,7 @@ def _run_link(run: RunRecord) -> str:
 
 def _link(name: str, path: str) -> str:
     """`name`, linked to the W&B run at (ENTITY/)PROJECT/ID; of no path the name alone."""
-    *place, run = path.split("/")
+    *place, run = (quote(part, safe="") for part in path.split("/"))
     if not place:
         return text(name)
     return f"[{text(name)}]({'/'.join([SITE, *(place if len(place) > 1 else [ENTITY, *place]), 'runs', run])})"

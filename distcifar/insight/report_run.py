@@ -5,14 +5,15 @@ Whatever a run does not have yet is empty here; nothing in this file draws or fo
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from distcifar.config.values import did_you_mean
-from distcifar.errors import DataError
+from distcifar.errors import DataError, TrackingError
 from distcifar.insight.downsample import Downsampler
 from distcifar.tracking.identity import Identity, read_identity
 from distcifar.tracking.journal import read_events
@@ -64,12 +65,12 @@ class RunRecord:
     @property
     def total_epochs(self) -> int:
         """Epochs over all stages, as planned."""
-        return int(self.recipe["epochs"]) + sum(int(stage["epochs"]) for stage in self.recipe.get("then", ()))
+        return int(self.recipe["epochs"]) + sum(int(stage["epochs"]) for stage in self.recipe.get("then") or ())
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """In the order of the labels; empty until the test split was measured."""
-        return tuple(self.summary.get("per_class_accuracy", {}))
+        return tuple(self.summary.get("per_class_accuracy") or {})
 
     def epoch_points(self, column: str) -> Points:
         """Epochs and values of a column of the epochs' rows."""
@@ -101,22 +102,25 @@ def read_run(folder: Path) -> RunRecord:
         ) from error
 
 
-def find_runs(names: Sequence[str], runs: Path, group: str = "") -> list[Path]:
+def find_runs(
+    names: Sequence[str], runs: Path, group: str = "", announce: Callable[[str], object] = print
+) -> list[Path]:
     """The directories of runs, given as names below `runs` or as paths, and of all runs of a W&B `group`.
 
-    Raises DataError for a name that is no run, and for a group without any.
+    A run that does not say whether it belongs to the group is announced. Raises DataError for a name that is no run,
+    and for a group without any.
     """
     found = [_find_run(name, runs) for name in names]
     if group:
-        members = [(folder, read_identity(folder)) for folder in all_runs(runs)]
-        groups = {identity.group for _, identity in members if identity is not None and identity.group}
+        members = _groups_of(all_runs(runs), announce)
+        groups = {name for name in members.values() if name}
         if group not in groups:
             raise DataError(
                 f"No run in {runs} belongs to the group {group!r}",
                 "A group is the set of runs that one search has started",
                 did_you_mean(group, groups) if groups else "Name the runs instead",
             )
-        found += [folder for folder, identity in members if identity is not None and identity.group == group]
+        found += [folder for folder, name in members.items() if name == group]
     return list(dict.fromkeys(found))
 
 
@@ -125,9 +129,21 @@ def all_runs(runs: Path) -> list[Path]:
     return sorted(path.parent for path in runs.absolute().glob("*/recipe.json") if path.parent.name[0] != ".")
 
 
+def _groups_of(folders: Sequence[Path], announce: Callable[[str], object]) -> dict[Path, str]:
+    groups = {}
+    for folder in folders:
+        try:
+            identity = read_identity(folder)
+        except TrackingError as error:
+            announce(f"{folder.name} is left out: {error}")
+        else:
+            groups[folder] = identity.group if identity is not None else ""
+    return groups
+
+
 def _find_run(name: str, runs: Path) -> Path:
     for folder in (runs / name, Path(name)):
-        if (folder / "recipe.json").is_file():
+        if os.path.isfile(folder / "recipe.json"):  # pathlib's raises for a name that is too long to be a file's
             return folder.absolute()
     known = [folder.name for folder in all_runs(runs)]
     raise DataError(

@@ -6,17 +6,20 @@ W&B draws the curves from the runs themselves; tables are markdown, written from
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from distcifar.config import Recipe
-from distcifar.errors import TrackingError
-from distcifar.files import write_json
+from distcifar.errors import DistcifarError, TrackingError
 from distcifar.insight import report_markdown as markdown
 from distcifar.insight.report_facts import promise
+from distcifar.insight.report_kept import KeptReport, kept_reports, read_kept, relative, write_kept
 from distcifar.insight.report_registry import registry_rows
-from distcifar.insight.report_run import RunRecord
+from distcifar.insight.report_run import RunRecord, find_runs, read_run
 from distcifar.tracking.wandb.run import has_key
 
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ CURVES = (  # title, names of metrics as tracking/shipping/content.py gives them
     ("Gradient norm", ("train/grad_norm",), "step"),
     ("Images per second", ("perf/images_per_s",), "step"),
 )
-KEPT = "report.json"
 COLOURS = ("#1668dc", "#d9730d", "#14803c", "#8b3fd1", "#c2255c", "#0c8599", "#8a6d00", "#5c677d")
 LONGEST_TITLE = 128
 SEARCH = "distcifar report"  # with a digest of what it is about: by this it is found again on a server
@@ -47,7 +49,7 @@ def keep_and_publish(
     """
     if all(run.identity is None for run in records):
         return f"No W&B report: W&B knows nothing of these runs yet. To send them: {later}"
-    write_spec(build_report(records, runs=runs, group=group, known=known), path)
+    keep(records, path, runs=runs, group=group, known=known)
     if online and has_key():
         return f"Report in W&B: {publish(path)}"
     return f"The W&B report is kept in {path}. To publish it: {later}"
@@ -78,7 +80,7 @@ def build_report(
         entity=place.entity,
         project=place.project,
         title=title[:LONGEST_TITLE],
-        description=f"{SEARCH} {_digest(group, ids)}",
+        description=f"{SEARCH} {_digest(group, records)}",
         width="fluid",
         blocks=[
             wr.MarkdownBlock(markdown.results(records)),
@@ -93,45 +95,45 @@ def build_report(
     )
 
 
-def write_spec(report: "wr.Report", path: Path) -> None:
-    """Keeps `report` at `path`. Where the same one was published before, that is not forgotten."""
-    kept = {
-        "entity": report.entity,
-        "project": report.project,
-        "title": report.title,
-        "description": report.description,
-        "published": {},
-        "spec": json.loads(report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)),
-    }
-    if path.exists():
-        before = _read(path)
-        if before["description"] == kept["description"]:
-            kept["published"] = before["published"]
-    write_json(path, kept)
+def keep(
+    records: Sequence[RunRecord], path: Path, *, runs: Path, group: str = "", known: Mapping[str, Recipe] | None = None
+) -> None:
+    """Keeps the report of `records` at `path`. Where the same one was published before, that is not forgotten."""
+    report = build_report(records, runs=runs, group=group, known=known)
+    kept = KeptReport(
+        entity=report.entity or "",
+        project=report.project,
+        title=report.title,
+        description=report.description,
+        group=group,
+        runs={relative(run.folder, path): run.identity.id if run.identity is not None else "" for run in records},
+        published={},
+        spec=json.loads(report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)),
+    )
+    before = _before(path)
+    if before is not None and kept.succeeds(before):
+        kept = replace(kept, description=before.description, published=before.published)
+    write_kept(path, kept)
 
 
-def kept_reports(folders: Sequence[Path], runs: Path) -> list[Path]:
-    """The reports that are kept of runs, and beside the runs of several of them."""
-    return [
-        *(path for folder in folders if (path := folder / KEPT).exists()),
-        *sorted(runs.glob(f"{Path(KEPT).stem}-*.json")),
-    ]
-
-
-def publish(path: Path, entity: str = "", project: str = "") -> str:
+def publish(path: Path) -> str:
     """Saves the report kept at `path` to the W&B server, in place of what was saved of it before; its address.
 
-    entity, project: where to, instead of where its first run is. Raises TrackingError; the report stays kept then.
+    What is there already is not saved again: somebody may have written more into it. Raises TrackingError; the report
+    stays kept then.
     """
     from wandb_workspaces.reports.v2 import interface
 
-    kept = _read(path)
+    kept = read_kept(path)
     try:
         api = interface._get_api()
-        entity = entity or kept["entity"] or str(api.default_entity)
-        project = project or kept["project"]
-        report = _report(kept, entity, project)
-        report.id = _find(api, kept, entity, project)
+        site = interface.get_app_url(api).rstrip("/")
+        noted = kept.published.get(site, {})
+        entity = kept.entity or str(api.default_entity)
+        report = _report(kept, entity, site)
+        report.id = _find(api, kept, noted.get("id", ""), entity)
+        if report.id and (report.id, kept.digest) == (noted.get("id"), noted.get("digest")):
+            return noted["url"]
         report.save()
         url = str(report.url)
     except (interface.wandb.errors.Error, ValueError, OSError) as error:
@@ -140,37 +142,73 @@ def publish(path: Path, entity: str = "", project: str = "") -> str:
             "W&B reports need a server that answers, and a key",
             f"It is kept in {path}; python jobs/report.py sync saves it",
         ) from error
-    write_json(path, kept | {"published": {"id": report.id, "url": url, "entity": entity, "project": project}})
+    saved = {"id": str(report.id), "url": url, "digest": kept.digest}
+    write_kept(path, replace(kept, published={**kept.published, site: saved}))
     return url
 
 
-def _report(kept: dict[str, Any], entity: str, project: str) -> "wr.Report":
+def publish_kept(
+    folders: Sequence[Path], *, only: bool, runs: Path, known: Mapping[str, Recipe], announce: Callable[[str], None]
+) -> list[str]:
+    """Makes the reports that are kept of runs anew and publishes them; sentences about those that could not be.
+
+    Anew, because since they were kept runs have gone on, and models were promoted. only: no reports of other runs.
+    """
+    problems = []
+    for path in kept_reports(folders, runs, only=only):
+        try:
+            _renew(path, runs, known, announce)
+            announce(f"Report in W&B: {publish(path)}")
+        except DistcifarError as error:
+            problems.append(f"{path} is not published. {error}")
+    return problems
+
+
+def _renew(path: Path, runs: Path, known: Mapping[str, Recipe], announce: Callable[[str], None]) -> None:
+    kept = read_kept(path)
+    folders = [Path(os.path.normpath(path.absolute().parent / name)) for name in kept.runs]
+    if kept.group:  # which may have grown, or have lost a run
+        there = [folder for folder in folders if (folder / "recipe.json").exists()]
+        folders = list(
+            dict.fromkeys([*there, *find_runs([], Path(os.path.normpath(runs.absolute())), kept.group, announce)])
+        )
+    keep([read_run(folder) for folder in folders], path, runs=runs, group=kept.group, known=known)
+
+
+def _before(path: Path) -> KeptReport | None:
+    """What was kept at `path`; a file that cannot be read as a report is as none."""
+    try:
+        return read_kept(path)
+    except TrackingError:
+        return None
+
+
+def _report(kept: KeptReport, entity: str, site: str) -> "wr.Report":
     """The report that was kept, for its place, with the links that only now can be known."""
     from wandb_workspaces.reports.v2 import interface, internal
 
-    site = interface.get_app_url(interface._get_api()).rstrip("/")
-    spec = json.dumps(kept["spec"]).replace(markdown.SITE, site).replace(markdown.ENTITY, entity)
+    spec = json.dumps(kept.spec).replace(markdown.SITE, site).replace(markdown.ENTITY, quote(entity, safe=""))
     model = internal.ReportViewspec(
-        display_name=kept["title"],
-        description=kept["description"],
-        project=internal.Project(name=project, entity_name=entity),
+        display_name=kept.title,
+        description=kept.description,
+        project=internal.Project(name=kept.project, entity_name=entity),
         spec=internal.Spec.model_validate_json(spec),
     )
     report = interface.Report._from_model(model)
-    report.width = kept["spec"]["width"]  # which _from_model leaves out
+    report.width = kept.spec["width"]  # which _from_model leaves out
     return report
 
 
-def _find(api: Any, kept: dict[str, Any], entity: str, project: str) -> str:
+def _find(api: Any, kept: KeptReport, noted: str, entity: str) -> str:
     """The id of this report on the server; empty where it has none.
 
     The server is asked, and not only the file: the run directory may be a copy, the last attempt may have ended
     between saving and writing down, and somebody may have deleted the report.
     """
-    if project not in [found.name for found in api.projects(entity)]:
+    if kept.project not in [found.name for found in api.projects(entity)]:
         return ""
-    for report in api.reports(f"{entity}/{project}"):
-        if report.id == kept["published"].get("id") or report.description == kept["description"]:
+    for report in api.reports(f"{entity}/{kept.project}"):
+        if report.id == noted or report.description == kept.description:
             return str(report.id)
     return ""
 
@@ -215,20 +253,10 @@ def _titled(title: str, text: str) -> "list[BlockTypes]":
     return [wr.H2(title), wr.MarkdownBlock(text)] if text else []
 
 
-def _digest(group: str, ids: Sequence[str]) -> str:
-    """What the report is about: a group, which may grow, or these runs."""
-    return hashlib.sha256("\n".join([group] if group else sorted(ids)).encode()).hexdigest()[:16]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        kept: dict[str, Any] = json.loads(path.read_text())
-        return {"published": {}} | {
-            key: kept[key] for key in ("entity", "project", "title", "description", "published", "spec")
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrackingError(
-            f"{path} is no report: {error}",
-            "A report is kept as jobs/report.py writes it",
-            "Make it again: python jobs/report.py RUN",
-        ) from error
+def _digest(group: str, records: Sequence[RunRecord]) -> str:
+    """What the report is about: these runs, or a group, told by its first run from what others call the same."""
+    about = sorted(f"{run.name} {run.identity.id if run.identity is not None else ''}" for run in records)
+    if group:
+        begun = [(str(run.facts.get("started")), run.identity.id) for run in records if run.identity is not None]
+        about = [group, min(begun)[1]]
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]

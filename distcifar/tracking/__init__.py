@@ -1,1 +1,1 @@
-"""What a run leaves: its directory, and later the services that are fed from it."""
+"""What a run leaves: its directory, and what W&B and the model registry are given of it."""

@@ -8,7 +8,8 @@
       metrics.csv    the same rows
       events.jsonl   starts, restarts, failures, rollbacks, damaged checkpoints: time, kind, text, facts
       summary.json   the result, once there is one
-      curves.png     drawn from the metrics
+      system.jsonl   how busy the machines are (system.py); tracking.json: which W&B run this is (identity.py)
+      curves.png     drawn from the metrics; samples.npz, samples.png: test images with what they were taken for
       checkpoints/   training/checkpoint.py
       model/         the best weights alone
 

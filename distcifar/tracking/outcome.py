@@ -9,6 +9,7 @@ from distcifar.tracking.journal import read_events
 
 BEGINNINGS = ("start", "continue", "rollback")
 ENDS = ("stopped", "failed")
+LOCKS = ("launch", "writer", "online", "offline")  # who trains, who writes, who ships where
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,32 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         """As a shell would report it; W&B calls a run finished whose exit code is 0."""
-        return {"finished": 0, "running": 0, "stopped": 130, "preempted": 143, "killed": 137}.get(self.kind, 1)
+        return {"finished": 0, "stopped": 130, "preempted": 143, "killed": 137}.get(self.kind, 1)
 
 
 def launch_lock(folder: Path) -> FileLock:
     """The lock of the program that trains the run in `folder`; the kernel frees it when its holder dies."""
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
+    return run_lock(folder, "launch")
 
 
 def writer_lock(folder: Path) -> FileLock:
     """The lock of the primary worker, the only one that writes into the run directory."""
-    return FileLock(folder.with_name(f".{folder.name}.writer.lock"))
+    return run_lock(folder, "writer")
+
+
+def run_lock(folder: Path, kind: str) -> FileLock:
+    """One of LOCKS, beside the run directory: names of runs have no ~, so no two runs share a file."""
+    return FileLock(_lock_file(folder, kind))
+
+
+def remove_locks(folder: Path) -> None:
+    """Removes the lock files of a run that is no more, and of no other."""
+    for kind in LOCKS:
+        _lock_file(folder, kind).unlink(missing_ok=True)
+
+
+def _lock_file(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}~{kind}.lock")
 
 
 def outcome(folder: Path) -> Outcome:

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from distcifar.errors import TrackingError
 from distcifar.sealed import MODEL_FILES, verify
-from distcifar.tracking.wandb import registry as wandb_registry
+from distcifar.tracking.wandb import registry_pull
 from tests.support.wandb_lab import KEY, Lab
-from tests.unit.tracking.registry.registry_runs import log_lines, make_run, registry
+from tests.unit.tracking.registry.registry_runs import change_a_byte, log_lines, make_run, registry
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "jobs"))
@@ -101,6 +101,8 @@ def test_help_shows_examples_and_no_arguments_name_the_acts(typed):
         (("good",), "RUN|MODEL is asked for"),
         (("--to", "staging"), "--to is asked for"),
         (("--list", "--sync"), "--list and --sync"),
+        (("--sync",), "WANDB_MODE=offline do not speak to it"),
+        (("--sync", "--offline"), "--offline and WANDB_MODE=offline"),
         (("good", "--to", "../x"), "'../x' cannot name an alias"),
         (("good", "--to", "v1"), "names of versions"),
         (("god", "--to", "staging"), "Did you mean 'good'"),
@@ -255,7 +257,7 @@ def test_what_the_server_refuses_is_told_and_holds_up_nothing_else(runs, tmp_pat
     assert "protected" in promote("--sync", *here, env=env, code=2)
     assert registry(runs).state().aliases == {"protected": "v1", "staging": "v2"}
     told = promote("good", "--to", "staging", *here, "--registry", "nowhere", env=env, code=2)
-    assert "'wandb-registry-nowhere' does not exist" in told
+    assert "Failed to load registry 'nowhere'" in told
     assert registry(runs, "nowhere").state().aliases == {"staging": "v1"}
 
 
@@ -343,5 +345,101 @@ def test_what_a_hostile_server_has_is_not_written_anywhere(runs, tmp_path, lab, 
 
     monkeypatch.setattr(os, "environ", env)
     with pytest.raises(TrackingError, match="at most 100"):
-        wandb_registry.pull(registry(tmp_path / "none"), "more:more", place / "big", online=True, most_bytes=100)
+        registry_pull.pull(registry(tmp_path / "none"), "more:more", place / "big", online=True, most_bytes=100)
     assert not (place / "big").exists()
+
+
+# What others do in W&B
+
+
+def replaced(lab: Lab, home: Path, code: str) -> None:
+    """Somebody does `code` with W&B's client, in a run of theirs; `api` is its API."""
+    code = f"import wandb\napi = wandb.Api()\nrun = wandb.init(project='theirs')\n{code}\nrun.finish()\n"
+    subprocess.run([sys.executable, "-c", code], env=lab.client(home), cwd=home, check=True)
+
+
+def test_a_promotion_from_another_runs_folder_is_judged_by_the_model_that_has_the_alias_in_wandb(runs, tmp_path, lab):
+    env, there, here = lab.client(tmp_path / "home"), ("--runs", runs), ("--runs", tmp_path / "second")
+    promote("better", "--to", "production", *there, env=env)
+    make_run(tmp_path / "second", "weak", 0.1)
+    make_run(tmp_path / "second", "strange", 0.99, classes=("dog", "cat", "椅子"))
+    expected = aliases(lab)
+
+    told = promote("weak", "--to", "production", *here, env=env, code=2)
+    assert "production is v1 now" in told, "what is done here stands"
+    assert "quick:v0 (run 'better', test accuracy 90 %) has it in W&B, and v1 has a test accuracy of 10 %" in told
+    assert "promote.py v1 --to production --force" in told
+    assert "(run 'better'" in promote("--sync", *here, env=env, code=2), "nor is it moved later"
+    told = promote("strange", "--to", "questions", *here, "--offline", env=env)
+    assert "'questions'" not in promote("--sync", *here, env=env, code=2), "no model has that alias"
+    promote("better", "--to", "questions", *there, env=env, code=2)
+    assert [names for names in aliases(lab).values() if "production" in names] == list(expected.values())
+
+    assert "production is local-org" in promote("v1", "--to", "production", "--force", *here, env=env)
+    assert expected != aliases(lab)
+    told = promote("--sync", *there, env=env, code=2)
+    assert "(run 'weak', test accuracy 10 %) has it in W&B, not v1" in told
+    assert "promote.py v1 --to production --force" in told
+    told = promote("better", "--to", "production", *there, env=env, code=2)
+    assert "production is v1 already" in told
+    assert "(run 'weak'" in told
+    promote("better", "--to", "production", "--force", *there, env=env)
+    assert aliases(lab)["quick:v0"] == ["production"]
+
+
+@pytest.mark.slow
+def test_an_alias_that_was_removed_in_wandb_is_given_again_and_a_model_that_tells_nothing_keeps_it(runs, tmp_path, lab):
+    env, here = lab.client(tmp_path / "home"), ("--runs", runs)
+    promote("good", "--to", "production", *here, env=env)
+    for again in (("--sync",), ("good", "--to", "production")):
+        code = "found = api.artifact('wandb-registry-model/quick:production')\nfound.aliases.remove('production')"
+        replaced(lab, tmp_path / "home", f"{code}\nfound.save()")
+        assert aliases(lab) == {"quick:v0": []}
+        promote(*again, *here, env=env)
+        assert aliases(lab) == {"quick:v0": ["production"]}
+    code = f"a = wandb.Artifact('bare', type='model')\na.add_file({str(runs / 'better/model/recipe.json')!r})\n"
+    code += "run.log_artifact(a).wait()\nrun.link_artifact(a, 'wandb-registry-model/quick', aliases=['production'])"
+    replaced(lab, tmp_path / "home", code)
+    told = promote("better", "--to", "production", *here, env=env, code=2)
+    assert "quick:v1 has it in W&B and tells no test accuracy" in told
+    assert aliases(lab)["quick:v1"] == ["production"]
+    promote("v2", "--to", "production", "--force", *here, env=env)
+    assert aliases(lab) == {"quick:v0": [], "quick:v1": [], "quick:v2": ["production"]}
+
+
+SPIED = """
+import sys, wandb
+sys.path.insert(0, "jobs")
+link = wandb.Run.link_artifact
+def spied(self, artifact, target_path, aliases=None, **more):
+    print("LINK", target_path.rpartition("/")[2], aliases or "", flush=True)
+    return link(self, artifact, target_path, aliases=aliases, **more)
+wandb.Run.link_artifact = spied
+from promote import main
+from program import run_program
+run_program(main)
+"""
+
+
+def test_a_replay_moves_an_alias_once_and_a_damaged_copy_holds_up_its_own_alias_only(runs, tmp_path, lab):
+    env, found = lab.client(tmp_path / "home"), registry(runs)
+    digest = found.promote("good", "staging").act.digest
+    for name in ("good", "better", "other"):
+        found.promote(name, "production")
+    found.rollback("production")
+    change_a_byte(found.copy(digest) / "model.json")
+
+    def sync() -> list[str]:
+        words = [sys.executable, "-c", SPIED, "--sync", "--runs", str(runs)]
+        done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2, done
+        assert "staging: " in done.stderr
+        assert "model.json is damaged" in done.stderr
+        assert "production: " not in done.stderr
+        return done.stdout.splitlines()
+
+    told = sync()
+    assert any(line.startswith("note: v1, which production was once, is not sent to W&B") for line in told)
+    assert [line for line in told if "LINK" in line] == ["LINK quick ", "LINK resnet-18 ", "LINK quick ['production']"]
+    assert aliases(lab) == {"quick:v0": ["production"], "resnet-18:v0": []}
+    assert not [line for line in sync() if "LINK" in line], "each once"

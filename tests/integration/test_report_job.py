@@ -61,6 +61,9 @@ def test_with_a_key_the_report_is_published_and_the_key_is_told_to_nobody(tmp_pa
         (["frist"], "Did you mean 'first'"),
         (["--group", "swep"], "Did you mean 'sweep'"),
         (["broken"], "cannot be read as a run"),
+        (["first", "--out", "."], "is a folder"),
+        (["first", "--out", "a" * 300], "cannot be written"),
+        (["a" * 300], "There is no run"),
     ],
 )
 def test_mistakes_are_told_without_a_traceback(tmp_path, words, told):
@@ -69,6 +72,26 @@ def test_mistakes_are_told_without_a_traceback(tmp_path, words, told):
     result = report(*words, "--runs", tmp_path)
     assert result.returncode == 2
     assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_cannot_be_read_stops_no_other_of_its_group(tmp_path):
+    write_run(tmp_path / "first", group="sweep")
+    (write_run(tmp_path / "odd") / "tracking.json").write_text("{")
+    result = report("--group", "sweep", "--runs", tmp_path, "--html-only")
+    assert result.returncode == 0, result.stderr
+    assert "odd is left out" in result.stdout
+    assert (tmp_path / "report-sweep.html").exists()
+
+
+def test_sync_tells_of_a_report_that_it_cannot_publish(tmp_path, lab):
+    environment = lab.client(tmp_path / "home")
+    (tmp_path / "runs").mkdir()
+    assert report("sync", "--runs", tmp_path / "runs", environment=environment).returncode == 0
+    (tmp_path / "runs/report-a.json").write_text("{}")
+    result = report("sync", "--runs", tmp_path / "runs", environment=environment)
+    assert result.returncode == 2
+    assert "report-a.json is not published" in result.stderr
     assert "Traceback" not in result.stderr
 
 

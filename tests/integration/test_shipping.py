@@ -790,6 +790,7 @@ def test_a_run_that_ends_without_a_new_row_is_told_to_wandb(lab: Lab, run: FakeR
     with training(run.folder):
         tracker = Tracker(run.folder, Shipping("online", watched_pid=os.getpid()), machine, told.append)
         run.begin()
+        tracker.listen({"kind": "continue"})
         run.finish()
         tracker.close(PATIENCE)
     assert_everything_is_there(lab, run.folder)

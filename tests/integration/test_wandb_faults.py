@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -65,18 +66,22 @@ def faulted_run(place: Path, name: str, environment: dict[str, str]) -> Program:
     return program
 
 
+def repeatable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what a clock has put into it: steps that are done again have other times, and the same numbers."""
+    return {k: v for k, v in row.items() if k != "seconds" and not k.startswith(("_", "perf/", "hardware/"))}
+
+
 def assert_same_history(lab: Lab, folder: Path) -> None:
     """The server has one run with each row of the journal once, in order, with the journal's values."""
     assert len(lab.state()["runs"]) == 1
     identity = read_identity(folder)
     assert identity is not None
     run = lab.run(identity.id)
-    rows = [{k: v for k, v in row.items() if not k.startswith("hardware/")} for row in run["history"]["rows"]]
     expected = list(shipped_rows(iter_rows(folder)))
-    assert [row["_step"] for row in rows] == [step for step, _ in expected]
-    assert [row["train/lr"] for row in rows] == [values["train/lr"] for _, values in expected]
-    ends = [(row["epoch"], row["validation/accuracy"]) for row in rows if "validation/accuracy" in row]
-    assert ends == [(row["epoch"], row["validation/accuracy"]) for row in epoch_rows(folder)]
+    assert [row["_step"] for row in run["history"]["rows"]] == [step for step, _ in expected]
+    assert [repeatable(row) for row in run["history"]["rows"]] == [repeatable(values) for _, values in expected]
+    ends = [row["epoch"] for row in run["history"]["rows"] if "validation/accuracy" in row]
+    assert ends == [row["epoch"] for row in epoch_rows(folder)]
     assert run["state"] == "finished"
     assert run["exit_code"] == 0
 
@@ -96,7 +101,12 @@ def test_the_same_offline_synced_three_times_with_one_interruption(lab: Lab, tmp
     online = lab.client(tmp_path / "home")
     lab.fault(kind="stall", match="storage", seconds=6)  # so that it is in the middle of something
     interrupted = subprocess.Popen(sync, env=online, cwd=tmp_path, start_new_session=True)
-    time.sleep(8)
+    interrupted_at = time.monotonic() + 60
+    while not lab.state()["runs"] and time.monotonic() < interrupted_at:
+        time.sleep(0.1)
+    time.sleep(2)
+    assert lab.state()["runs"]
+    assert interrupted.poll() is None, "it is to be in the middle"
     os.killpg(interrupted.pid, signal.SIGKILL)
     interrupted.wait()
     lab.fault()
@@ -131,10 +141,12 @@ def test_a_server_that_is_down_for_a_minute_and_at_the_end_slows_and_loses_nothi
     assert program.process.poll() is None, "the run is to be longer than the outage"
     assert last - first > 50
     rows = list(iter_rows(program.folder))
-    during = [256 / row["perf/images_per_s"] for row in rows if row["kind"] == "step" and first < row["step"] <= last]
-    slow = [seconds for seconds in during if seconds > 2 * statistics.median(during)]
-    print(f"{len(during)} steps, median {statistics.median(during):.4f} s, worst {max(during):.4f} s, {len(slow)} slow")
-    assert len(slow) <= len(during) / 100, "as with a server that answers: this machine itself has hiccups"
+    steps = {row["step"]: 256 / row["perf/images_per_s"] for row in rows if row["kind"] == "step"}
+    before = [seconds for step, seconds in steps.items() if 3 < step <= first]
+    during = [seconds for step, seconds in steps.items() if first < step <= last]
+    print(f"{len(during)} steps, median {statistics.median(during):.4f} s, worst {max(during):.4f} s")
+    usual_hiccups = max(2 * statistics.median(before), max(before))  # this machine has its own
+    assert max(during) <= usual_hiccups
     program.wait_until(lambda: program.step() >= 280 * 7 - 100, "the last epochs")
     lab.stop()
     program.finish()

@@ -27,6 +27,16 @@ def asked_act(words: Mapping[str, Any]) -> str:
     return given[0]
 
 
+def require_online(act: str, *, online: bool) -> None:
+    """ConfigError where W&B is to be told something, and is not to be spoken to."""
+    if act == "sync" and not online:
+        raise ConfigError(
+            "--sync is asked for, and W&B is not to be spoken to",
+            "--sync tells W&B; --offline and WANDB_MODE=offline do not speak to it",
+            "Leave one of them out",
+        )
+
+
 def show(table: Table) -> None:
     """Prints a table, or that there is nothing in it; where there is no terminal, wide enough for its lines."""
     console = Console(highlight=False)

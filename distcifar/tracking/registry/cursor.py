@@ -8,7 +8,10 @@ from distcifar.tracking.registry.log import Act, State
 
 
 class Cursor:
-    """How many acts of each alias one server has, on the disk after each."""
+    """How many acts of each alias one server has, on the disk after each.
+
+    server: its address, and whose account is meant there.
+    """
 
     def __init__(self, folder: Path, server: str) -> None:
         self._path, self._server = folder / "synced.json", server
@@ -30,7 +33,7 @@ class Cursor:
                 found.append(act)
         return found
 
-    def advance(self, alias: str) -> None:
-        """One more act of `alias` is there."""
-        self._done[alias] = self._done.get(alias, 0) + 1
+    def advance(self, alias: str, count: int) -> None:
+        """So many more acts of `alias` are there."""
+        self._done[alias] = self._done.get(alias, 0) + count
         write_json(self._path, {"server": self._server, "acts": self._done})

@@ -86,7 +86,7 @@ def _facts_of_model(folder: Path) -> dict[str, Any]:
 def _candidate(folder: Path, facts: dict[str, Any], name: str) -> Candidate:
     digest = require_whole(folder)
     accuracy: Any = facts.get("test_accuracy")
-    if not _is_share(accuracy):
+    if not is_share(accuracy):
         owner = None if _is_run(folder.parent) else _owner(folder)
         raise RegistryError(
             f"Nothing tells a measured test accuracy of the model in {folder} ({accuracy!r})",
@@ -114,13 +114,15 @@ def _candidate(folder: Path, facts: dict[str, Any], name: str) -> Candidate:
     )
 
 
-def _is_share(value: Any) -> bool:
+def is_share(value: Any) -> bool:
+    """Whether `value` can be an accuracy."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _path_in_wandb(value: Any) -> str:
     """(ENTITY/)PROJECT/ID, if it is one: what a pulled model tells of its run may be anything."""
-    return value if isinstance(value, str) and re.fullmatch(r"[^/]+/([^/]+/)?[A-Za-z0-9._-]+", value) else ""
+    part = r"(?!\.+(/|$))[A-Za-z0-9_.-]+"
+    return value if isinstance(value, str) and re.fullmatch(rf"({part}/){{1,2}}{part}", value) else ""
 
 
 def _owner(folder: Path) -> Path | None:
@@ -150,7 +152,7 @@ def passes(candidate: Candidate, holder: Act | None, alias: str, *, force: bool)
     if holder is not None and candidate.class_names != holder.class_names:
         raise RegistryError(
             f"{name!r} knows other classes than {holder.version}, which is {alias} now: "
-            f"{_first_difference(candidate.class_names, holder.class_names)}",
+            f"{first_difference(candidate.class_names, holder.class_names)}",
             "What an alias points at may change, what its answers mean may not",
             "Take another alias, or another --registry",
         )
@@ -181,7 +183,8 @@ def notes(candidate: Candidate, holder: Act | None, alias: str) -> list[str]:
     return [f"It was trained and measured on other data ({new}) than {holder.version} ({old}), which was {alias}."]
 
 
-def _first_difference(new: tuple[str, ...], old: tuple[str, ...]) -> str:
+def first_difference(new: tuple[str, ...], old: tuple[str, ...]) -> str:
+    """Where two lists of class names part."""
     if len(new) != len(old):
         return f"{len(new)} instead of {len(old)}"
     number, names = next((i, pair) for i, pair in enumerate(zip(new, old, strict=True)) if pair[0] != pair[1])

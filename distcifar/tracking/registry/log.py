@@ -8,9 +8,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distcifar.config import from_dict
 from distcifar.errors import ConfigError, RegistryError
@@ -95,10 +95,16 @@ def read_acts(path: Path) -> list[Act]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(from_dict(Act, json.loads(line)))
+            found.append(from_dict(Act, _known(json.loads(line))))
         except (ValueError, ConfigError) as error:
             raise _damaged(f"{path} line {number} cannot be read ({error})") from error
     return found
+
+
+def _known(line: Any) -> Any:
+    """A line without the fields that a newer version has added: the state does not follow from them."""
+    names = {field.name for field in fields(Act)}
+    return {name: value for name, value in line.items() if name in names} if isinstance(line, dict) else line
 
 
 def append_act(path: Path, act: Act) -> None:

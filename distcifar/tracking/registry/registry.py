@@ -80,14 +80,15 @@ class Registry:
         require_alias(alias)
         with storage_errors(self.folder):
             candidate = self._candidate(thing)  # before the lock: to read it all takes its time
-            passes(candidate, self.state().holder(alias), alias, force=force)
+            _judge(candidate, self.state().holder(alias), alias, force=force)
             with self._writing():
                 state = self.state()
                 holder = state.holder(alias)
-                forced = not passes(candidate, holder, alias, force=force)
+                forced = _judge(candidate, holder, alias, force=force)
                 version = state.version_of(candidate.digest)
-                self._keep(candidate, state, version)
-                if holder is not None and holder.version == version:
+                already = holder is not None and holder.version == version
+                self._keep(candidate, state, version, mend_only=already)
+                if already:
                     return Promotion(version, None, [])
                 act = _act(candidate, alias, version, holder, forced=forced, reason=reason)
                 append_act(self._log, act)
@@ -173,8 +174,11 @@ class Registry:
                 "Try again when it is done",
             ) from None
 
-    def _keep(self, candidate: Candidate, state: State, version: str) -> None:
-        """Makes sure that the registry's copy of `candidate` is there and whole."""
+    def _keep(self, candidate: Candidate, state: State, version: str, *, mend_only: bool) -> None:
+        """Makes sure that the registry's copy of `candidate` is there and whole.
+
+        mend_only: no line is written of it, so what a whole copy tells of its run stays.
+        """
         if version in state.versions and candidate.class_names != state.newest(version).class_names:
             raise RegistryError(
                 f"{candidate.run!r} has the weights of {version} and other class names",
@@ -184,7 +188,8 @@ class Registry:
         target = self.copy(candidate.digest)
         with suppress(RegistryError):  # a damaged copy is made anew
             require_whole(target, candidate.digest)
-            write_json(target / FACTS, candidate.facts())
+            if not mend_only or not (target / FACTS).exists():
+                write_json(target / FACTS, candidate.facts())
             return
         with folder_aside(target) as aside:
             _copy(candidate.folder, aside, KEPT_FILES)
@@ -212,11 +217,23 @@ def storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"{error.filename or folder} cannot be read or written: {error.strerror or error}",
-            "A registry keeps its log and its models below --runs",
-            "See to space and permissions, or choose another --runs DIR",
-        ) from error
+        raise storage_error(error, folder) from error
+
+
+def storage_error(error: OSError, folder: Path) -> StorageError:
+    """`error`, met at or below `folder`."""
+    return StorageError(
+        f"{error.filename or folder} cannot be read or written: {error.strerror or error}",
+        "A registry keeps its log and its models below --runs",
+        "See to space and permissions, or choose another --runs DIR",
+    )
+
+
+def _judge(candidate: Candidate, holder: Act | None, alias: str, *, force: bool) -> bool:
+    """Whether `candidate` has `alias` by `force` only. RegistryError: it may not have it; what has it already may."""
+    if holder is not None and holder.digest == candidate.digest:
+        return False
+    return not passes(candidate, holder, alias, force=force)
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,10 @@ def fetched(reference: str, beside: Path, environment: Mapping[str, str]) -> Ite
     """
     parse_reference(reference)
     beside.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f"{ASIDE}fetch-", dir=beside.parent) as folder:
+    prefix = f"{ASIDE}{beside.name}~fetch-"
+    for left in beside.parent.glob(f"{prefix}*"):  # by a process that was killed; the run is this one's now
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=prefix, dir=beside.parent) as folder:
         words = command("distcifar.tracking.shipping.fetch", reference, folder)
         done = subprocess.run(words, env=with_package(environment), stdout=subprocess.PIPE, text=True)
         if done.returncode == MISTAKE:

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distcifar.tracking.system import read_system
+from distcifar.tracking.rows import Tail, inode_of, opened, readable
 
 
 class HardwareSamples:
     """Gives each sample to the first row at or after its step; of several the newest."""
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._folder = folder / "system.jsonl", folder
-        self._size = -1
+        self._path = folder / "system.jsonl"
+        self._tail: Tail | None = None
         self._told: dict[str, Any] = {}
         self._waiting: deque[dict[str, Any]] = deque()  # by step
 
@@ -28,14 +28,13 @@ class HardwareSamples:
 
     def _look(self) -> None:
         """Takes in what was added to the file: a line each ten seconds."""
-        size = self._path.stat().st_size if self._path.exists() else 0
-        if size == self._size:
-            return
-        self._size = size
-        new = read_system(self._folder)
-        if self._told in new:
+        thinned = self._tail is not None and inode_of(self._path) != self._tail.inode
+        if self._tail is None or thinned:
+            self._tail = opened(self._path)
+        new = list(readable(self._tail.lines())) if self._tail else []
+        if thinned and self._told in new:
             new = new[new.index(self._told) + 1 :]
-        elif self._told:  # the file was thinned out, and this sample with it
+        elif thinned and self._told:  # it went with the others
             new = new[-1:]
         if new:
             self._told = new[-1]

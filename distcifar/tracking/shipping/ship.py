@@ -7,7 +7,8 @@ the same version. So whoever ships may be killed at any moment, and the next one
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,9 @@ from filelock import FileLock
 
 from distcifar.errors import TrackingError
 from distcifar.files import write_json
-from distcifar.tracking.identity import Identity
+from distcifar.tracking.identity import Identity, write_identity
 from distcifar.tracking.journal import read_events
-from distcifar.tracking.outcome import outcome
+from distcifar.tracking.outcome import outcome, run_lock
 from distcifar.tracking.rows import RowFollower
 from distcifar.tracking.samples import read_samples
 from distcifar.tracking.shipping.content import RowMerger, run_config
@@ -66,10 +67,12 @@ def _ship(folder: Path, identity: Identity, mode: Mode, how: Shipping, leave: Ca
     recipe = _read(folder / "recipe.json")
     run = WandbRun(identity, folder, run_config(recipe, facts), mode, closes=closes, watched_pid=how.watched_pid)
     tell_status(folder, mode=mode, url=run.url)
-    if mode == "online":
-        use_data(run.handle, recipe["data"]["dataset"], facts["data_digest"], Path(facts["data_folder"]))
+    if mode == "online" and not identity.entity:  # from now on it is that one's, whoever sends the rest
+        identity = replace(identity, entity=run.entity)
+        write_identity(folder, identity)
+    data = partial(use_data, run.handle, recipe["data"]["dataset"], facts["data_digest"], Path(facts["data_folder"]))
     uploads = Outbox(folder, how.policy if mode == "online" else "none")
-    uploader = Uploader(run, identity, uploads, keep_states=how.keep_states, minutes=how.minutes)
+    uploader = Uploader(run, identity, uploads, data, keep_states=how.keep_states, minutes=how.minutes)
     rows, merger = RowFollower(folder), RowMerger(HardwareSamples(folder).until)
     while True:
         leaving = leave()  # before the journal is read: what a program has written before it left is sent
@@ -82,14 +85,23 @@ def _ship(folder: Path, identity: Identity, mode: Mode, how: Shipping, leave: Ca
         uploader.look()
         time.sleep(LOOK_SECONDS)
     ended = outcome(folder)
-    uploader.finish(over=ended.over)
-    if mode == "online" and how.policy == "data":  # last: it may take long
-        use_data(run.handle, recipe["data"]["dataset"], facts["data_digest"], Path(facts["data_folder"]), images=True)
     if (folder / "summary.json").exists():
         run.tell_result(_read(folder / "summary.json"), read_samples(folder))
     run.tell_events(read_events(folder))
+    refused = _uploaded(uploader, over=ended.over)
     run.finish(ended)
+    if refused is not None:
+        raise refused
     return run.url
+
+
+def _uploaded(uploader: Uploader, *, over: bool) -> TrackingError | None:
+    """Sends the rest of the artifacts; what has kept it from that is not to keep back how the run has ended."""
+    try:
+        uploader.finish(over=over)
+        return None
+    except TrackingError as error:
+        return error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -110,4 +122,4 @@ def read_status(folder: Path) -> dict[str, str]:
 
 def shipping_lock(folder: Path, mode: Mode) -> FileLock:
     """Held by whoever ships the run in `folder` in that mode."""
-    return FileLock(folder.with_name(f".{folder.name}.{mode}.lock"))
+    return run_lock(folder, mode)

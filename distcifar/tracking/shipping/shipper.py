@@ -8,10 +8,12 @@ does. Then it sends what is left, tells W&B how the run has ended, and leaves: w
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 from filelock import Timeout
 
@@ -36,7 +38,8 @@ def main(argv: list[str]) -> int:
     os.nice(PRIORITY)
     left = threading.Event()
     threading.Thread(target=_wait_for_end, args=(left,), daemon=True).start()
-    mode = _mode(folder, how)
+    signal.signal(signal.SIGTERM, _give_up)
+    mode, problem = _mode(how)
     lock = shipping_lock(folder, mode)
     try:
         lock.acquire(timeout=OTHER_SECONDS, poll_interval=0.2)
@@ -44,7 +47,16 @@ def main(argv: list[str]) -> int:
         log.warning("another process ships %s", folder)
         return 1
     with lock:
-        return _ship(folder, mode, how, left)
+        code = _ship(folder, mode, how, left)
+    if problem:  # last: for the program to tell
+        tell_status(folder, mode=mode, problem=problem)
+    return code
+
+
+def _give_up(number: int, _: FrameType | None) -> None:
+    """The program does not wait any longer: how the run has ended is still told, what is under way is left."""
+    signal.signal(number, signal.SIG_DFL)
+    raise TrackingError("Not all was sent in time", "A program waits for W&B, but not for ever", "")
 
 
 def _wait_for_end(left: threading.Event) -> None:
@@ -52,14 +64,14 @@ def _wait_for_end(left: threading.Event) -> None:
     left.set()
 
 
-def _mode(folder: Path, how: Shipping) -> Mode:
+def _mode(how: Shipping) -> tuple[Mode, str]:
+    """Where to ship, and why not to the server although there is a key."""
     if how.mode != "auto":
-        return how.mode
+        return how.mode, ""
     try:
-        return "online" if has_key() else "offline"
+        return ("online" if has_key() else "offline"), ""
     except TrackingError as error:
-        tell_status(folder, mode="offline", problem=str(error))
-        return "offline"
+        return "offline", str(error)
 
 
 def _ship(folder: Path, mode: Mode, how: Shipping, left: threading.Event) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from distcifar.errors import TrackingError
@@ -18,8 +19,19 @@ TRIES = 3  # of each artifact once the run is over
 class Uploader:
     """Sends what `outbox` has due. W&B's client blocks in an outage: `look` never does, `finish` does."""
 
-    def __init__(self, run: WandbRun, identity: Identity, outbox: Outbox, *, keep_states: int, minutes: float) -> None:
+    def __init__(
+        self,
+        run: WandbRun,
+        identity: Identity,
+        outbox: Outbox,
+        tell_data: Callable[..., None],
+        *,
+        keep_states: int,
+        minutes: float,
+    ) -> None:
+        """tell_data: notes the data as used by the run, with `images=True` also what is in them."""
         self._run, self._identity, self._outbox = run, identity, outbox
+        self._tell_data, self._data_told = tell_data, outbox.policy == "none"
         self._keep_states, self._pause = keep_states, 60 * minutes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._under_way: Future[None] | None = None
@@ -34,7 +46,7 @@ class Uploader:
             if (error := self._under_way.exception()) is not None:
                 log.warning("%s", error)
             self._under_way = None
-        if time.monotonic() >= self._next and self._outbox.due(over=False):
+        if time.monotonic() >= self._next and (self._outbox.due(over=False) or not self._data_told):
             self._next = time.monotonic() + self._pause
             self._under_way = self._thread.submit(self._send_due, over=False)
 
@@ -43,6 +55,8 @@ class Uploader:
         self._thread.shutdown(wait=True)
         try:
             self._send_all(over=over)
+            if self._outbox.policy == "data":  # last: it may take long
+                self._tell_data(images=True)
         finally:
             self._outbox.sweep()
 
@@ -58,6 +72,9 @@ class Uploader:
                 time.sleep(1)
 
     def _send_due(self, *, over: bool) -> None:
+        if not self._data_told:
+            self._tell_data()
+            self._data_told = True
         for key in self._outbox.due(over=over):
             try:
                 found = self._outbox.take(key)

@@ -17,6 +17,7 @@ from distcifar.errors import CheckpointError
 from distcifar.files import sha256_of, write_json
 from distcifar.sealed import verify
 from distcifar.tracking.identity import FILE as IDENTITY
+from distcifar.tracking.identity import read_identity
 from distcifar.tracking.journal import Journal
 from distcifar.tracking.rows import copy_rows
 
@@ -135,6 +136,13 @@ def _state_keys(root: Path) -> list[str]:
     return keys
 
 
+def best_checkpoint(run: Path) -> str:
+    """The name of the best checkpoint, as the newest one tells it; empty if there is none."""
+    told = [_known(path / "state.json").get("progress") for path in sorted((run / "checkpoints").glob("step-*"))]
+    best = [progress["best_step"] for progress in told if progress and "best_step" in progress]
+    return f"step-{best[-1]:08d}" if best and isinstance(best[-1], int) else ""
+
+
 def _model_keys(run: Path) -> list[str]:
     """None before there is a summary: only then is the run finished."""
     if not (run / "summary.json").exists():
@@ -178,7 +186,9 @@ def _model_facts(run: Path) -> dict[str, Any]:
     summary, facts = _read(run / "summary.json"), _read(run / "run.json")
     names = ("test_accuracy", "test_loss", "selected_on", "best_epoch", "recipe", "recipe_digest", "data_digest")
     lineage = {"git_commit": facts.get("git_commit"), "parent": facts.get("parent")}
-    return {name: summary.get(name) for name in (*names, "model_sha256")} | lineage
+    identity = read_identity(run)  # who pulls the model elsewhere knows its run by it
+    origin = {"run": run.name, "wandb": identity.path if identity else ""}
+    return {name: summary.get(name) for name in (*names, "model_sha256")} | lineage | origin
 
 
 def _state_facts(checkpoint: Path, progress: Mapping[str, Any]) -> dict[str, Any]:

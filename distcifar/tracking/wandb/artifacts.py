@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from distcifar.errors import TrackingError
 from distcifar.tracking.identity import Identity
 from distcifar.tracking.shipping.uploads import CHECKPOINT, RUN, Upload
+from distcifar.tracking.wandb.run import require_key
 
 if TYPE_CHECKING:
     import wandb
@@ -104,6 +105,7 @@ def fetch_state(reference: str, into: Path, *, most_bytes: int = MOST_BYTES) -> 
     import wandb
 
     project, run, alias = parse_reference(reference)
+    require_key()
     try:
         artifact = wandb.Api().artifact(f"{project}/{run}-state:{alias}", type=TYPES["state"])
         entries = artifact.manifest.entries
@@ -116,7 +118,7 @@ def fetch_state(reference: str, into: Path, *, most_bytes: int = MOST_BYTES) -> 
         _require(2 * size < free, reference, f"it has {size:,} bytes and {free:,} are free; twice as many are needed")
         raw = into / "raw"
         for name in entries:
-            artifact.get_entry(name).download(root=str(raw))
+            artifact.get_entry(name).download(root=str(raw), skip_cache=True)
     except (wandb.errors.Error, ValueError, OSError) as error:
         raise TrackingError(
             f"{reference} cannot be fetched: {error}",

@@ -89,8 +89,9 @@ class WandbRun:
         own = "run-*" if mode == "online" else "offline-run-*"  # not those of another process in the other mode
         for old in (folder / "wandb").glob(own):  # what was in them is in the journal
             shutil.rmtree(old, ignore_errors=True)
-        settings: dict[str, Any] = {"x_disable_stats": True}
-        if watched_pid:  # W&B's button `Stop run` is for the program that trains
+        # W&B's button `Stop run` is for the program that trains; the client would interrupt this one.
+        settings: dict[str, Any] = {"x_disable_stats": True, "stop_fn": lambda: None}
+        if watched_pid:
             settings = {"x_stats_pid": watched_pid, "stop_fn": partial(_ask_to_stop, folder)}
         try:
             self._run: wandb.Run = wandb.init(
@@ -116,6 +117,11 @@ class WandbRun:
     def handle(self) -> "wandb.Run":
         """The client's own object, for artifacts."""
         return self._run
+
+    @property
+    def entity(self) -> str:
+        """The team or account that the run is in."""
+        return self._run.entity
 
     @property
     def url(self) -> str:

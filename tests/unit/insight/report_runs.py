@@ -18,9 +18,10 @@ VOID = {"meta", "img", "br", "link", "input", "hr", "base", "source", "track", "
 
 def write_run(
     folder, *, classes=CLASSES, epochs=3, steps=20, finished=True, validation=True, nan=False, accuracy=0.9, group=None,
-    samples=False, events=(), reported=None, **changes,
+    samples=False, events=(), reported=None, killed_at=0, **changes,
 ):  # fmt: skip
-    """A run of the recipe `quick` with `changes`; `nan`: every second value of each curve is NaN."""
+    """A run of the recipe `quick` with `changes`; `nan`: every second value of each curve is NaN; `killed_at`: no
+    row after this step."""
     folder.mkdir(parents=True)
     recipe = to_dict(replace(get_recipe("quick"), epochs=max(1, epochs), reported_accuracy=reported, **changes))
     _write(folder, "recipe", recipe)
@@ -33,6 +34,7 @@ def write_run(
     }
     _write(folder, "run", facts | {"spec": spec, "packages": {"torch": "2.15.0"}, "hardware": hardware})
     rows = list(_rows(epochs, steps, validation, nan))
+    rows = [row for row in rows if not killed_at or row["step"] <= killed_at]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = [("start", "at step 0 with 2 worker(s)"), *events]
     lines = [
@@ -40,7 +42,7 @@ def write_run(
     ]
     (folder / "events.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     if finished:
-        _write(folder, "summary", _summary(classes, epochs, steps, accuracy))
+        _write(folder, "summary", _summary(classes, epochs, steps, accuracy) | {"model_sha256": f"of {folder.name}"})
     if group is not None:
         write_identity(folder, Identity(f"{folder.name}-abc123", folder.name, "distcifar", "", group))
     if samples:
@@ -51,6 +53,13 @@ def write_run(
             folder / "samples.npz", images=shown, labels=labels, predictions=said, confidence=np.linspace(0.5, 1, 6)
         )
     return folder
+
+
+def change(folder, name, **values):
+    """Other `values` in the run's NAME.json; what is ... is taken out."""
+    path = folder / f"{name}.json"
+    changed = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in changed.items() if value is not ...}))
 
 
 def _rows(epochs, steps, validation, nan):
@@ -96,6 +105,7 @@ class Page(HTMLParser):
     loads: list = field(default_factory=list)
     text: str = ""
     titles: list = field(default_factory=list)
+    elements: list = field(default_factory=list)
     open: list = field(default_factory=list)
 
     def __post_init__(self):
@@ -105,6 +115,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.elements.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
         for name, value in attrs:

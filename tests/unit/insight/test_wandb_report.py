@@ -8,26 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from distcifar.errors import TrackingError
+from distcifar.errors import StorageError, TrackingError
 from distcifar.insight import report_markdown as markdown
+from distcifar.insight import wandb_report
+from distcifar.insight.report_kept import KeptReport, kept_reports, read_kept, write_kept
 from distcifar.insight.report_run import read_run
 from distcifar.insight.wandb_report import (
     CURVES,
     build_report,
     keep_and_publish,
-    kept_reports,
     publish,
-    write_spec,
 )
 from distcifar.recipes import RECIPES
+from distcifar.tracking.identity import Identity, write_identity
 from distcifar.tracking.shipping.content import METRICS
 from tests.support.wandb_lab import KEY
-from tests.unit.insight.report_runs import write_run
+from tests.unit.insight.report_runs import change, write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # of wandb-workspaces
 REPOSITORY = Path(__file__).parents[3]
 PUBLISH = "import sys; from pathlib import Path; from distcifar.insight.wandb_report import publish; "
 PUBLISH += "print(publish(Path(sys.argv[1])))"
+SYNC = """import sys; from pathlib import Path; from distcifar.insight.wandb_report import publish_kept
+from distcifar.recipes import RECIPES; runs = Path(sys.argv[1]); folders = [runs / name for name in sys.argv[2:]]
+print(publish_kept(folders, only=bool(folders), runs=runs, known=RECIPES, announce=lambda told: None))"""
+EDIT = """import sys, wandb_workspaces.reports.v2 as wr
+report = wr.Report.from_url(sys.argv[1]); report.title = sys.argv[2]; report.save()"""
 SPECS = "import json, wandb; print(json.dumps([found.spec for found in wandb.Api().reports('local-team/distcifar')]))"
 EVIL = "<script>|a|`b`\n# c</script>"
 
@@ -35,7 +41,7 @@ EVIL = "<script>|a|`b`\n# c</script>"
 def keep(path, *folders, group=""):
     """Keeps the report of `folders` at `path`; what is kept."""
     records = [read_run(folder) for folder in folders]
-    write_spec(build_report(records, runs=folders[0].parent, group=group, known=RECIPES), path)
+    wandb_report.keep(records, path, runs=folders[0].parent, group=group, known=RECIPES)
     return json.loads(path.read_text())
 
 
@@ -118,9 +124,9 @@ def test_published_again_it_is_the_same_report(tmp_path, lab):
     kept = keep(path, folder)
     first = python(lab, home, PUBLISH, path)
     assert first.returncode == 0, first.stderr
-    assert json.loads(path.read_text())["published"]["url"] == first.stdout.strip()
+    assert json.loads(path.read_text())["published"][lab.url]["url"] == first.stdout.strip()
     keep(path, folder)  # made anew: it is known that it was published
-    assert json.loads(path.read_text())["published"]["entity"] == "local-team"
+    assert json.loads(path.read_text())["published"][lab.url]["url"] == first.stdout.strip()
     path.unlink()
     kept = keep(path, folder)  # as on another machine, or after an end between saving and writing down
     again = python(lab, home, PUBLISH, path)
@@ -141,6 +147,115 @@ def test_a_group_that_grows_keeps_its_report_and_another_has_its_own(tmp_path, l
         done = python(lab, home, PUBLISH, path)
         assert done.returncode == 0, done.stderr
     assert sorted(report["title"] for report in lab.state()["reports"]) == ["other", "sweep"]
+
+
+def titles(lab):
+    return sorted(report["title"] for report in lab.state()["reports"])
+
+
+def test_sync_publishes_what_is_true_then_and_nothing_twice(tmp_path, lab):
+    runs, home = tmp_path / "runs", tmp_path / "home"
+    folder = write_run(runs / "a", group="", finished=False)
+    summary = write_run(tmp_path / "finished/a") / "summary.json"
+    path = folder / "report.json"
+    keep(path, folder)
+    summary.rename(folder / "summary.json")  # it has finished since
+    first = python(lab, home, SYNC, runs, "a")
+    assert first.stdout == "[]\n", first.stderr
+    (spec,) = json.loads(python(lab, home, SPECS).stdout)
+    assert "90.00%" in json.dumps(spec), "the report is as it was when it was kept"
+    assert "so far" not in json.dumps(spec)
+    edited = python(lab, home, EDIT, read_kept(path).published[lab.url]["url"], "with remarks of ours")
+    assert edited.returncode == 0, edited.stderr
+    assert python(lab, home, SYNC, runs, "a").stdout == "[]\n"
+    assert titles(lab) == ["with remarks of ours"], "what people have changed is lost"
+    change(folder, "summary", test_accuracy=0.5)
+    assert python(lab, home, SYNC, runs, "a").stdout == "[]\n"
+    assert titles(lab) == ["a"]
+    assert len(lab.state()["reports"]) == 1
+
+
+def test_sync_goes_on_after_a_report_that_cannot_be_read(tmp_path, lab):
+    runs = tmp_path / "runs"
+    folders = [write_run(runs / name, group="") for name in ("a", "b")]
+    (folders[0] / "report.json").write_text("{}")
+    keep(folders[1] / "report.json", folders[1])
+    done = python(lab, tmp_path / "home", SYNC, runs, "a", "b")
+    assert "a/report.json is not published." in done.stdout, done.stderr
+    assert titles(lab) == ["b"]
+
+
+def test_reports_of_other_runs_are_left_alone(tmp_path):
+    a, b, c = (write_run(tmp_path / name, group="") for name in "abc")
+    for name, folders in (("a+b", (a, b)), ("b+c", (b, c))):
+        keep(tmp_path / f"report-{name}.json", *folders)
+    (tmp_path / "report-odd.json").write_text("")
+
+    def names(*folders, only=True):
+        return [path.stem for path in kept_reports(folders, tmp_path, only=only)]
+
+    assert names(a) == []
+    assert names(a, b) == ["report-a+b"]
+    assert names(a, only=False) == ["report-a+b", "report-b+c", "report-odd"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"spec": 1}', "\x00"])
+def test_a_damaged_or_foreign_file_is_written_anew(tmp_path, text):
+    folder = write_run(tmp_path / "a", group="")
+    path = folder / "report.json"
+    whole = keep(path, folder)
+    for damaged in (text, json.dumps(whole | {"published": []}), json.dumps(whole | {"runs": None})):
+        path.write_text(damaged)
+        assert keep(path, folder)["title"] == "a"
+
+
+def test_where_a_report_cannot_be_kept_a_remedy_is_told(tmp_path):
+    folder = write_run(tmp_path / "a", group="")
+    with pytest.raises(StorageError, match="--html-only"):
+        keep(folder / "recipe.json" / "report.json", folder)
+
+
+def test_a_report_is_known_by_all_of_its_runs(tmp_path):
+    known, first, second = (
+        write_run(tmp_path / name, group=group) for name, group in (("k", ""), ("a", None), ("b", None))
+    )
+    told = {keep(tmp_path / f"{len(folders)}.json", *folders)["description"] for folders in
+            ((known,), (known, first), (known, first, second))}  # fmt: skip
+    assert len(told) == 3
+    assert (
+        keep(tmp_path / "4.json", known, first)["description"]
+        != keep(tmp_path / "5.json", known, second)["description"]
+    )
+    write_identity(first, Identity("a-abc123", "a", "distcifar"))
+    again = keep(tmp_path / "2.json", known, first)
+    assert again["description"] in told, "W&B has heard of a run since: the report is the same"
+
+
+def test_a_group_of_somebody_else_with_the_same_name_has_its_own_report(tmp_path):
+    ours, theirs = (write_run(tmp_path / who / who, group="widths") for who in ("ours", "theirs"))
+    both = write_run(tmp_path / "ours/later", group="widths")
+    change(both, "run", started="2026-11-23T09:00:00+00:00")
+    said = keep(tmp_path / "ours/report-widths.json", ours, group="widths")["description"]
+    assert keep(tmp_path / "theirs/report-widths.json", theirs, group="widths")["description"] != said
+    (tmp_path / "ours/report-widths.json").unlink()
+    assert keep(tmp_path / "ours/report-widths.json", ours, both, group="widths")["description"] == said
+
+
+def test_the_same_file_of_other_runs_is_another_report(tmp_path):
+    path = tmp_path / "a/report.json"
+    before = keep(path, write_run(tmp_path / "a", group=""))
+    write_kept(path, KeptReport(**before | {"published": {"https://w": {"id": "x", "url": "u", "digest": "d"}}}))
+    assert keep(path, path.parent)["published"]
+    write_identity(path.parent, Identity("a-other1", "a", "distcifar"))
+    after = keep(path, path.parent)
+    assert after["published"] == {}, "a run of the same name has taken the place of the first"
+    assert after["description"] != before["description"]
+
+
+def test_addresses_are_quoted(tmp_path):
+    folder = write_run(tmp_path / "a", group="")
+    write_identity(folder, Identity("a(1) b", "a", "my project", "team"))
+    assert f"({markdown.SITE}/team/my%20project/runs/a%281%29%20b)" in markdown.results([read_run(folder)])
 
 
 def test_a_refused_report_stays_kept(tmp_path, lab):

@@ -80,7 +80,7 @@ def test_a_summary_says_that_a_run_is_finished_whatever_came_before(folder: Path
 
 @pytest.mark.parametrize(
     ("kind", "code"),
-    [("finished", 0), ("running", 0), ("stopped", 130), ("preempted", 143), ("killed", 137), ("failed", 1)],
+    [("finished", 0), ("running", 1), ("stopped", 130), ("preempted", 143), ("killed", 137), ("failed", 1)],
 )
 def test_the_exit_code_is_that_of_a_shell(kind: str, code: int):
     assert Outcome(kind).exit_code == code

@@ -2,9 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import re
 import shutil
-import time
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from distcifar.files import write_json
 from distcifar.models import build_model
 from distcifar.sealed import MODEL_FILES, seal, verify
 from distcifar.tracking.registry.cursor import Cursor
+from distcifar.tracking.registry.gates import inspect
 from distcifar.tracking.registry.log import Act, append_act, fold, read_acts
 from tests.support import small_recipe
 from tests.unit.tracking.registry.registry_runs import CLASSES, change_a_byte, log_lines, make_run, registry
@@ -133,6 +135,16 @@ def test_a_line_that_is_no_act_is_refused_by_its_number(tmp_path, line):
     refused(lambda: read_acts(path), "line 2", "backup")
 
 
+def test_what_a_newer_version_adds_to_a_line_is_passed_over(tmp_path):
+    path, act = tmp_path / "log.jsonl", act_of("a", "v1", "", "x")
+    append_act(path, act)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"approved_by": ["c"], "": None}) + "\n")
+    content = path.read_bytes()
+    append_act(path, act_of("a", "v2", "v1", "y"))
+    assert read_acts(path)[0] == act
+    assert path.read_bytes().startswith(content), "what it says stays"
+
+
 # What a server has been told
 
 
@@ -140,7 +152,7 @@ def test_a_server_is_told_each_act_once_whatever_was_refused_between(tmp_path):
     state = fold(acts_for([("a", "x"), ("b", "x"), ("a", "y"), ("b", "y"), ("a", None)])[0])
     assert Cursor(tmp_path, "one").pending(state) == list(state.acts)
     for alias in "aab":
-        Cursor(tmp_path, "one").advance(alias)
+        Cursor(tmp_path, "one").advance(alias, 1)
     assert Cursor(tmp_path, "one").pending(state) == [state.acts[3], state.acts[4]]
     assert Cursor(tmp_path, "two").pending(state) == list(state.acts), "another server has nothing of it"
     for text in ("", "[]", "{}", '{"server": "one", "acts": 3}', '{"server": "one", "acts": {"a": null}}'):
@@ -311,6 +323,30 @@ def test_promoting_what_the_alias_has_already_adds_no_line(tmp_path):
     assert len(log_lines(tmp_path)) == 1
 
 
+def test_what_is_known_of_a_version_does_not_change_without_a_line(tmp_path):
+    run = make_run(tmp_path, "first", 0.9)
+    found = registry(tmp_path)
+    facts = found.copy(found.promote("first", "staging").act.digest) / "registry.json"
+    before = facts.read_bytes()
+    write_json(run / "summary.json", json.loads((run / "summary.json").read_text()) | {"test_accuracy": 0.5})
+    assert found.promote("first", "staging").act is None
+    assert facts.read_bytes() == before
+    change_a_byte(facts.parent / "model.json")
+    assert found.promote("first", "staging").act is None
+    assert found.pull("staging", tmp_path / "out").version == "v1", "a damaged copy is mended all the same"
+
+
+@pytest.mark.parametrize(
+    "path", ["a b/c/d", "../c/d", "a/../d", "a/b/c/d", "a", "a/b:latest", "a/b?c", "a/b\n", "a//b"]
+)
+def test_what_a_model_tells_of_its_place_in_wandb_is_taken_if_it_is_one(tmp_path, path):
+    model = make_run(tmp_path, "first") / "model"
+    summary = json.loads((tmp_path / "first/summary.json").read_text())
+    for told, taken in ((path, ""), ("team/my.project/first-1a", "team/my.project/first-1a"), ("p/first", "p/first")):
+        write_json(model / "registry.json", summary | {"wandb": told})
+        assert inspect(model).wandb == taken
+
+
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a b", "-flag", "ä", "x" * 65, "a\n"])
 def test_names_that_could_be_paths_or_flags_are_refused(tmp_path, name):
     make_run(tmp_path, "first")
@@ -473,25 +509,49 @@ def test_of_promotions_at_once_the_best_wins_whatever_their_order(tmp_path):
     assert registry(tmp_path).state().aliases == {"production": promoted["b"]}
 
 
+def promote_until(runs: Path, name: str, moment: int, told: Any) -> None:
+    """Promotes, and is killed right before the operation on the disk of that number; tells how many there were."""
+    count = 0
+
+    def counted(operation: Any) -> Any:
+        def call(*words: Any, **more: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*words, **more)
+
+        return call
+
+    for operation in ("rename", "replace", "fsync"):
+        setattr(os, operation, counted(getattr(os, operation)))
+    registry(runs).promote(name, "production")
+    told.put(count)
+
+
 def test_a_promotion_killed_at_any_moment_has_happened_or_not(tmp_path):
-    """And the next one goes on from there."""
+    """And the next one goes on from there. A moment: right before an operation that makes something last."""
     make_run(tmp_path, "first", 0.5)
-    go, answers = FORK.Event(), FORK.Queue()
-    go.set()
-    ended = set()
-    for attempt in range(12):
-        make_run(tmp_path, f"next{attempt}", 0.5 + attempt / 100)
-        process = FORK.Process(target=promote_at_once, args=(tmp_path, f"next{attempt}", go, answers))
+    registry(tmp_path).promote("first", "production")
+    moments, moment, ended = None, 0, []
+    while moments is None:
+        moment += 1
+        make_run(tmp_path, f"next{moment}", 0.5 + moment / 1000)
+        told = FORK.SimpleQueue()
+        process = FORK.Process(target=promote_until, args=(tmp_path, f"next{moment}", moment, told))
         process.start()
-        time.sleep(attempt * 0.006)
-        process.kill()
         process.join()
+        if process.exitcode == 0:
+            moments = told.get()
         found = registry(tmp_path)
-        held = found.state().aliases.get("production")
-        ended.add(bool(held) and found.state().holder("production").run == f"next{attempt}")
-        if held:
-            assert found.pull(held, tmp_path / f"out{attempt}").run.startswith("next")
-    assert False in ended, "none was killed in time"
+        held = found.state().aliases["production"]
+        ended.append(found.state().holder("production").run == f"next{moment}")
+        assert found.pull(held, tmp_path / f"out{moment}").version == held
+    assert moments == moment - 1, "killed before each one"
+    assert moments >= 4
+    assert ended.index(True) > 0, "before the line there was nothing"
+    assert ended[ended.index(True) :] == [True] * (len(ended) - ended.index(True))
+    assert len(ended) - ended.index(True) > 1, "none was killed after the line"
     make_run(tmp_path, "last", 0.99)
     registry(tmp_path).promote("last", "production")
     assert not list((tmp_path / ".registry").rglob(".aside-*"))

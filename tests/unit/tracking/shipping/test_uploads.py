@@ -151,6 +151,7 @@ def test_a_model_comes_with_its_facts(run: FakeRun):
     assert upload.kind == "model"
     assert upload.aliases == ("best",)
     assert upload.metadata["test_accuracy"] == 0.75
+    assert (upload.metadata["run"], upload.metadata["wandb"]) == ("run", "lab/run-abc123")
     assert upload.metadata["git_commit"] == "c" * 40
 
 
