@@ -55,8 +55,11 @@ def launch(
         StopRequest(folder).clear()
         _tell_other_place(spec, folder, announce)
         job = Job(recipe, spec, folder, data.folder, data.digest, uuid.uuid4().hex[:8])
-        with _tracked(job, environment, listen, announce) as listen_too:
-            result = _told(job, listen_too, announce)
+        try:
+            with _tracked(job, environment, listen, announce) as listen_too:
+                result = _told(job, listen_too, announce)
+        finally:
+            gc.unfreeze()  # else the collection at the program's end passes modules over, and triton's says it leaks
     return RunResult(folder, result.get("summary"), result.get("stopped"))
 
 
