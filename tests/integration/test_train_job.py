@@ -87,9 +87,21 @@ def test_a_run_leaves_what_docs_runs_md_says(whole: tuple[Path, str, str]):
 
 def test_a_program_that_has_imported_the_compiler_ends_without_a_word(place: Path):
     """torchvision, which reads MNIST's files, imports it; its library told of thousands of leaks at the exit."""
-    program = "import runpy, sys, torchvision; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    program = (
+        "import runpy, sys, torchvision; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     jobs = REPOSITORY / "jobs"
-    words = ["debug", "--epochs", "1", "--name", "clean", "--data-root", str(place / "data"), "--runs", str(place / "runs")]
+    words = [
+        "debug",
+        "--epochs",
+        "1",
+        "--name",
+        "clean",
+        "--data-root",
+        str(place / "data"),
+        "--runs",
+        str(place / "runs"),
+    ]
     environment = ENVIRONMENT | {"PYTHONPATH": str(jobs)}
     ended = subprocess.run(
         [sys.executable, "-c", program, str(jobs / "train.py"), *words],
