@@ -34,7 +34,7 @@ class ModelConfig:
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """resnet, whitened: channels of each stage."""
     blocks: int = 2
-    """resnet: residual blocks per stage."""
+    """resnet: residual blocks per stage; whitened: convolutions per block, 3 and more with a residual."""
     stem_pool: bool = False
     """resnet: 3x3 stride-2 max-pool after the first convolution (halves every later map)."""
     hidden: tuple[int, ...] = ()

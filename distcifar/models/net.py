@@ -28,6 +28,17 @@ class GlobalMax(nn.Module):
         return maps.amax(dim=(2, 3))
 
 
+class Shortcut(nn.Module):
+    """Adds what `branch` makes of its input, which keeps the shape, to the input."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, maps: Tensor) -> Tensor:  # any shape, kept
+        return maps + self.branch(maps)
+
+
 class Scale(nn.Module):
     """Multiplies by a constant."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distcifar.config import ModelConfig
-from distcifar.models.net import GlobalMax, Net, Scale, require_size
+from distcifar.models.net import GlobalMax, Net, Scale, Shortcut, require_size
 
 PATCH = 2
 EPSILON = 5e-4  # keeps directions of (almost) no variance from being blown up
@@ -37,13 +37,14 @@ class WhitenedNet(Net):
 def whitened(config: ModelConfig, *, channels: int, size: int, num_classes: int) -> WhitenedNet:
     """Whitening convolution, one block per width, global maximum, linear head without bias.
 
-    Uses widths, init. Call `initialise_from` (models.initialise_from_data) before training.
+    Uses widths, init and blocks: the convolutions of a block; from three on they have a residual. Call
+    `initialise_from` (models.initialise_from_data) before training.
     """
     require_size("whitened", size, 2 ** len(config.widths) + PATCH - 1)
     layers: list[nn.Module] = [_whitening(channels), nn.GELU()]
     inputs = 2 * channels * PATCH**2
     for width in config.widths:
-        layers.append(_block(inputs, width))
+        layers.append(_block(inputs, width, config.blocks))
         inputs = width
     body = nn.Sequential(*layers, GlobalMax(), Scale(HEAD_SCALE))
     return WhitenedNet(body, nn.Linear(inputs, num_classes, bias=False))
@@ -73,17 +74,19 @@ def _whitening(channels: int) -> nn.Conv2d:
     return layer
 
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    """conv-pool-norm-gelu-conv-norm-gelu: [N, inputs, H, W] -> [N, outputs, H/2, W/2]."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.MaxPool2d(2),  # before norm and GELU: a quarter of their work
-        _norm(outputs),
-        nn.GELU(),
-        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-        _norm(outputs),
-        nn.GELU(),
-    )
+def _block(inputs: int, outputs: int, depth: int) -> nn.Sequential:
+    """`depth` convolutions with norm and GELU, the first one pooled: [N, inputs, H, W] -> [N, outputs, H/2, W/2].
+
+    From three on the others are a residual to the first (airbench96): deeper without it learns more slowly.
+    """
+    first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    pool = nn.MaxPool2d(2)  # before norm and GELU: a quarter of their work
+    rest: list[nn.Module] = []
+    for _ in range(depth - 1):
+        rest += [nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), _norm(outputs), nn.GELU()]
+    if depth > 2:
+        rest = [Shortcut(nn.Sequential(*rest[:-1])), nn.GELU()]
+    return nn.Sequential(first, pool, _norm(outputs), nn.GELU(), *rest)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

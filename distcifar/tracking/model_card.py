@@ -24,6 +24,11 @@ model.load_state_dict(load_file("model.safetensors"))
 model.eval()
 ```
 """
+VIEWS = {  # training/evaluate.py, predict
+    "none": "plain",
+    "flip": "mean of the image's and its mirror image's logits",
+    "shift": "mean of the image's and its mirror image's logits; where in doubt, also of both moved by a pixel",
+}
 TOO_GOOD = """\
 > **Chosen on the test split.** The best epoch was picked by these very images: the figures are too good.
 
@@ -94,7 +99,7 @@ def _measured(recipe: Facts, summary: Facts) -> str:
     rows = {
         "test accuracy": f"{summary['test_accuracy']:.2%} of {sum(map(sum, summary['confusion'])):,} images",
         "test loss": f"{summary['test_loss']:.4f} (cross-entropy)",
-        "predictions": "mean of the image's and its mirror image's logits" if recipe["tta"] == "flip" else "plain",
+        "predictions": VIEWS[recipe["tta"]],
         "epoch": f"{summary['best_epoch']} of {summary['epochs']} ({'the last' if last else best})",
     }
     return (TOO_GOOD if summary["selected_on"] == "test" else "") + _table(("", ""), rows.items())

@@ -6,6 +6,7 @@ from torch import Tensor
 from distcifar.config import Recipe
 from distcifar.data.build import OpenData
 from distcifar.models import build_model, initialise_from_data
+from distcifar.training.freezing import require_layers
 from distcifar.training.state import TrainState
 from distcifar.world import World
 
@@ -21,6 +22,7 @@ def build_state(recipe: Recipe, data: OpenData, data_digest: str, world: World) 
         size=data.loaders.train.pixels.output_size(),
         num_classes=data.manifest.num_classes,
     )
+    require_layers(model, recipe)
     model = model.to(world.device).to(memory_format=torch.channels_last)
     initialise_from_data(model, first_images(data, INITIAL_IMAGES))
     if recipe.sync_batchnorm and world.size > 1 and world.device.type == "cuda":

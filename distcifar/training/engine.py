@@ -15,6 +15,7 @@ from distcifar.models import frozen_norms
 from distcifar.training import metrics
 from distcifar.training.divergence import LR_CUT
 from distcifar.training.evaluate import evaluate
+from distcifar.training.freezing import freeze_layers
 from distcifar.training.lean import building_ddp
 from distcifar.training.optim import set_learning_rate
 from distcifar.training.reports import EpochReport, FitOptions, Report, StepLog, StepReport
@@ -119,6 +120,7 @@ def _train_epoch(
         torch.manual_seed(step_seed(recipe.seed, progress.step, world.rank))
         progress.lr = learning_rate(recipe, state, loader.steps_per_epoch)
         set_learning_rate(state.optimizers, progress.lr / recipe.optim.lr)
+        freeze_layers(state.model, recipe, progress.step, loader.steps_per_epoch)
         result = train_step(net, state, recipe, batch, world, microbatch=options.microbatch)
         progress.step += 1
         progress.epoch_step += 1
@@ -161,7 +163,7 @@ def _close_epoch(
             world,
             num_classes=loaders.num_classes,
             precision=progress.precision,
-            flip=recipe.tta == "flip",
+            views=recipe.tta,
             interrupted=options.interrupted,
         )
         if result is None:

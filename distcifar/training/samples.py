@@ -10,7 +10,7 @@ from torch import nn
 
 from distcifar.data.loader import EvalLoader
 from distcifar.data.plan import Ids
-from distcifar.training.evaluate import evaluating, predict
+from distcifar.training.evaluate import Views, evaluating, predict
 from distcifar.training.step import autocast
 
 LOOKED_AT = 512  # images from the start of the split
@@ -38,7 +38,7 @@ class Samples:
 
 
 @torch.no_grad()
-def sample_predictions(net: nn.Module, loader: EvalLoader, *, precision: str, flip: bool) -> Samples:
+def sample_predictions(net: nn.Module, loader: EvalLoader, *, precision: str, views: Views) -> Samples:
     """Of the split's first images the surest mistakes, then the first that are right; at any world size the same ones.
 
     No collective: each rank looks at the whole split's first images, not at its share.
@@ -49,7 +49,7 @@ def sample_predictions(net: nn.Module, loader: EvalLoader, *, precision: str, fl
     with evaluating(net):
         for stored, rows, true in loader.store.fetch(parts):
             with autocast(loader.pixels.device, precision):
-                answers = predict(net, loader.pixels.evaluate(stored, rows), flip=flip)
+                answers = predict(net, loader.pixels.evaluate(stored, rows), views)
             images.append(stored[rows].cpu())
             labels.append(true.cpu())
             logits.append(answers.float().cpu())

@@ -30,7 +30,7 @@ def summarise(
 
     The model is left with the best weights. None where a rank has asked to stop (evaluate.py).
     """
-    progress, flip = state.progress, state.recipe.tta == "flip"
+    progress, views = state.progress, state.recipe.tta
     start = time.monotonic()
     state.model.load_state_dict(state.chosen_weights())
     test = evaluate(
@@ -39,12 +39,12 @@ def summarise(
         world,
         num_classes=data.manifest.num_classes,
         precision=progress.precision,
-        flip=flip,
+        views=views,
         interrupted=interrupted,
     )
     if test is None:
         return None
-    samples = sample_predictions(state.model, data.loaders.test, precision=progress.precision, flip=flip)
+    samples = sample_predictions(state.model, data.loaders.test, precision=progress.precision, views=views)
     return Result(_figures(state, data, world, test, seconds=progress.seconds + time.monotonic() - start), samples)
 
 

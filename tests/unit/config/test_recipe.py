@@ -126,7 +126,8 @@ OTHER_VALUES = {
     "augment.cutmix": 0.2, "optim.name": "adam", "optim.lr": 0.2, "optim.momentum": 0.8, "optim.nesterov": True,
     "optim.betas": (0.8, 0.9), "optim.weight_decay": 0.1, "optim.decay_all": False, "optim.head_lr_factor": 2.0,
     "optim.bias_lr_factor": 2.0, "optim.muon_lr": 0.1, "optim.muon_momentum": 0.5, "optim.clip_norm": 1.0,
-    "optim.accumulate": 2, "schedule.name": "cosine", "schedule.every": "step", "schedule.warmup_epochs": 1.0,
+    "optim.accumulate": 2,
+    "optim.freeze": ("body.0@0.5",), "schedule.name": "cosine", "schedule.every": "step", "schedule.warmup_epochs": 1.0,
     "schedule.step_epochs": 3, "schedule.gamma": 0.5, "schedule.patience": 1, "schedule.peak": 0.2,
     "schedule.start": 0.1, "schedule.final": 0.1,
 }  # fmt: skip

@@ -189,7 +189,7 @@ def test_the_model_file_is_used_with_plain_safetensors_and_gives_the_measured_ac
     net = build_model(recipe.model, channels=3, size=8, num_classes=4)
     net.load_state_dict(load_file(folder / "model.safetensors"))
 
-    measured = evaluate(net, data.loaders.validation, ONE, num_classes=4, precision="fp32", flip=False)
+    measured = evaluate(net, data.loaders.validation, ONE, num_classes=4, precision="fp32", views="none")
     assert measured.accuracy == state.progress.best_metric
 
 

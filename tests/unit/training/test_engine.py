@@ -332,7 +332,7 @@ def test_the_best_weights_are_those_that_were_measured_best():
 def test_chosen_on_test_the_rows_say_test_and_validation_is_not_read():
     state, data = fresh(small_recipe(epochs=1, select_on="test"))
     _, (epoch,) = steps_and_epochs(train(state, data))
-    again = evaluate(state.model, data.loaders.test, ONE, num_classes=4, precision="fp32", flip=False)
+    again = evaluate(state.model, data.loaders.test, ONE, num_classes=4, precision="fp32", views="none")
     assert epoch["test/accuracy"] == again.accuracy
     assert epoch["test/loss"] == again.loss
     assert "validation/accuracy" not in epoch

@@ -2,16 +2,17 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from distcifar.training.evaluate import evaluate, evaluating
+from distcifar.training.evaluate import SURE, evaluate, evaluating, predict
 from distcifar.training.metrics import Evaluation
 from distcifar.world import World
 from tests.support import NORM_CNN, ONE, fresh, rank_worlds, small_recipe
 
-SETTINGS = {"num_classes": 4, "precision": "fp32", "flip": False}
+SETTINGS = {"num_classes": 4, "precision": "fp32", "views": "none"}
 
 
 class OneAfterAnother(World):
@@ -62,7 +63,7 @@ def test_a_missing_sample_is_noticed():
 
 def test_flip_averages_the_logits_of_the_image_and_its_mirror_image():
     state, data = fresh(small_recipe(model=NORM_CNN))
-    result = evaluate(state.model, data.loaders.test, ONE, **{**SETTINGS, "flip": True})
+    result = evaluate(state.model, data.loaders.test, ONE, **{**SETTINGS, "views": "flip"})
     state.model.eval()
     loss, correct = 0.0, 0
     with torch.no_grad():
@@ -74,6 +75,40 @@ def test_flip_averages_the_logits_of_the_image_and_its_mirror_image():
     assert result.loss == pytest.approx(loss / 17, rel=1e-5)
     assert result.accuracy == correct / 17
     assert result.loss != evaluate(state.model, data.loaders.test, ONE, **SETTINGS).loss
+
+
+def shifted_by_hand(net: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Logits [classes] of one image [C, S, S] as airbench94's six views give them, where two leave a doubt."""
+
+    def answer(picture: np.ndarray) -> np.ndarray:
+        both = np.stack([picture, picture[:, :, ::-1]])
+        return net(torch.from_numpy(both)).numpy().mean(0)
+
+    picture = image.numpy()
+    first = answer(picture)
+    shares = np.sort(np.exp(first) / np.exp(first).sum())
+    if shares[-1] - shares[-2] >= SURE:
+        return torch.from_numpy(first)
+    padded, side = np.pad(picture, ((0, 0), (1, 1), (1, 1)), mode="reflect"), picture.shape[1]
+    moved = [answer(padded[:, :side, :side]), answer(padded[:, 2:, 2:])]
+    return torch.from_numpy(0.5 * first + 0.25 * moved[0] + 0.25 * moved[1])
+
+
+@torch.no_grad()
+def test_shift_looks_again_at_the_images_that_are_in_doubt_and_at_no_others():
+    state, data = fresh(small_recipe(model=NORM_CNN), test=40)
+    net = state.model.eval()
+    with torch.no_grad():
+        net.head.weight *= 25.0  # so that some answers are sure
+    batch = next(data.loaders.test.batches())
+    images = batch.images.contiguous()
+    expected = torch.stack([shifted_by_hand(net, image) for image in images])
+    plain = predict(net, images, "flip")
+    again = (expected - plain).abs().amax(1) > 1e-5
+    assert 0 < again.sum() < len(images), "the case has both kinds"
+    torch.testing.assert_close(predict(net, images, "shift"), expected, rtol=1e-4, atol=1e-5)
+    alone = torch.cat([predict(net, image[None], "shift") for image in images])
+    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_changes_neither_modes_nor_statistics_nor_random_numbers():

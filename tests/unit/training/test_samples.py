@@ -14,7 +14,7 @@ from distcifar.training.evaluate import evaluate
 from distcifar.training.samples import MOST_MISTAKES, SHOWN, Samples, choose, sample_predictions
 from tests.support import NORM_CNN, ONE, fresh, rank_worlds, small_recipe, train
 
-PLAIN = {"precision": "fp32", "flip": False}
+PLAIN = {"precision": "fp32", "views": "none"}
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from([0.4, 0.6, 0.9])), max_size=80))
@@ -28,17 +28,17 @@ def test_the_surest_mistakes_come_first_and_then_the_first_that_are_right(rows: 
     assert chosen == worst + right[: SHOWN - len(worst)]
 
 
-def shown(test: int = 60, eval_batch: int = 7, *, flip: bool = False, world=ONE) -> tuple[Samples, EvalLoader]:
+def shown(test: int = 60, eval_batch: int = 7, *, views: str = "none", world=ONE) -> tuple[Samples, EvalLoader]:
     state, data = fresh(small_recipe(model=NORM_CNN), world, test=test, eval_batch=eval_batch)
-    return sample_predictions(state.model, data.loaders.test, precision="fp32", flip=flip), data.loaders.test
+    return sample_predictions(state.model, data.loaders.test, precision="fp32", views=views), data.loaders.test
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_they_are_what_the_evaluation_has_counted(flip: bool):
+@pytest.mark.parametrize("views", ["none", "flip", "shift"])
+def test_they_are_what_the_evaluation_has_counted(views: str):
     """Of a split that is shown whole: each cell of the confusion matrix."""
     state, data = fresh(small_recipe(model=NORM_CNN, epochs=4), test=20)
     train(state, data)
-    settings = {"precision": "fp32", "flip": flip}
+    settings = {"precision": "fp32", "views": views}
     found = sample_predictions(state.model, data.loaders.test, **settings)
     measured = evaluate(state.model, data.loaders.test, ONE, num_classes=4, **settings)
     counts = np.zeros((4, 4), dtype=np.int64)
