@@ -12,7 +12,7 @@ examples:
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from program import run_program
@@ -40,6 +40,8 @@ class Command:
     """Train on the first N training images only (0: all); validation then comes from the rest."""
     split_seed: int = 0
     """Seed of the validation split."""
+    storage: Literal["raw", "jpeg"] = "raw"
+    """Keep the pixels, or JPEGs: several times smaller, slower to read, other pixels."""
     max_broken: float = 0.01
     """Share of a directory's images that may fail to decode; they are named in quarantine.json."""
     repair: bool = False
@@ -59,6 +61,7 @@ def main(argv: list[str]) -> int:
         size=command.size,
         train_first=command.train_first,
         split_seed=command.split_seed,
+        storage=command.storage,
     )
     prepared = prepare(
         config, command.root, command.source,

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     from distcifar.cluster.launch import launch
     from distcifar.tracking.console import Display, result_table
 
-    with Display(recipe) as display:
+    with Display(recipe, spec=spec) as display:
         result = launch(recipe, spec, listen=display.show, announce=display.say, environment=environment)
     if result.summary is None:
         display.say(f"Stopped at step {result.stopped_at} with a checkpoint in {result.folder}/checkpoints.")
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
 
     draw_run(result.folder, result.summary)
     draw_samples(result.folder, result.summary)
-    display.console.print(result_table(result.summary))
+    display.console.print(result_table(result.summary, display.data_wait))
     display.say(f"Results: {result.folder} (curves.png, samples.png, metrics.csv, summary.json, model/)")
     display.say(f"Next: {command(recipe.name, '--seed', str(recipe.seed + 1))}, or another recipe (--help lists them)")
     return 0

@@ -33,22 +33,26 @@ MAY_IMPORT = {
     "training": BASE | {"models", "data"},
     "insight": BASE | {"models", "data", "training", "tracking"},
     "cluster": BASE | {"models", "data", "training", "tracking"},
-    "jobs": BASE | {"recipes", "models", "data", "training", "tracking", "insight", "cluster"},
+    "benchmark": BASE | {"recipes", "models", "data", "training", "tracking", "insight", "cluster"},
+    "jobs": BASE | {"recipes", "models", "data", "training", "tracking", "insight", "cluster", "benchmark"},
 }
 EXTRA_EDGES = {("distcifar/cluster/search.py", "recipes")}
 
 # Where each vendor may be imported at all: behind our own nouns, so that it can be replaced in one place.
 HOMES = {
-    "ffcv": ("distcifar/data/",),
+    "ffcv": ("distcifar/data/", "distcifar/benchmark/loader.py"),  # there as a peer
     "ray": ("distcifar/cluster/",),
     "wandb": ("distcifar/tracking/wandb/",),
     "wandb_workspaces": ("distcifar/insight/wandb_report.py",),
-    "torchvision": ("distcifar/models/", "distcifar/data/"),
-    "matplotlib": ("distcifar/insight/",),
+    "torchvision": ("distcifar/models/", "distcifar/data/", "distcifar/benchmark/loader.py"),
+    "matplotlib": ("distcifar/insight/", "distcifar/benchmark/plot.py"),
     "tyro": ("jobs/",),
 }
 # What the package itself starts with -m.
-PROCESSES = tuple(f"distcifar/tracking/shipping/{name}.py" for name in ("shipper", "fetch"))
+PROCESSES = (
+    *(f"distcifar/tracking/shipping/{name}.py" for name in ("shipper", "fetch")),
+    "distcifar/benchmark/ours.py",
+)
 # The same as HOMES, for imports that run when the module is imported. matplotlib costs a second and waits until needed.
 EAGER = {**HOMES, "matplotlib": ()}
 WITHOUT_TORCH = (

@@ -8,6 +8,7 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they mean where the command was typed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # 15 by default: beside any other program workers would wait, unlike a single one
     "THP_MEM_ALLOC_ENABLE": "1",  # torch: huge pages for large tensors on a CPU
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

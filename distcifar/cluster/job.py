@@ -1,11 +1,12 @@
 """What a worker is told: plain values, without torch, that travel to other processes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distcifar.config import Recipe, RunSpec
+from distcifar.tracking.startup import Marks
 
 Listener = Callable[[dict[str, Any]], None]  # is given each metrics row, and each event
 Announce = Callable[[str], None]  # is given sentences for the user
@@ -21,3 +22,4 @@ class Job:
     data: Path  # the folder of the prepared betons, absolute
     data_digest: str
     launch: str  # a new name for each time that the user has typed the command
+    startup: Marks = field(default_factory=Marks.of_this_process)  # what the command has done until now

@@ -4,9 +4,10 @@ import gc
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from distcifar.tracking.identity import read_identity
 from distcifar.tracking.journal import append_event, read_events
 from distcifar.tracking.shipping.ship import Shipping
 from distcifar.tracking.shipping.tracker import Tracker
+from distcifar.tracking.startup import Marks, in_a_line, read_startup
+
+Fit = Callable[[Job, Listener, Announce], dict[str, Any]]
 
 SHIPPING_SECONDS = 90.0  # at most, that the program waits for W&B when the training is over
 
@@ -48,16 +52,20 @@ def launch(
     that speak with W&B, and of no other: the account's key may be in it. Raises the error family.
     """
     environment = environment or {}
+    startup = Marks.of_this_process().ended("imports")
     folder = run_folder(recipe, spec)
+    fit = _in_thread(lambda: _fitting(spec))
     data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
+    startup = startup.ended("data check")
     with only_launch(folder):
         claim_run(recipe, spec, folder, collect_facts(spec, data.folder, data.digest), environment)
         StopRequest(folder).clear()
         _tell_other_place(spec, folder, announce)
-        job = Job(recipe, spec, folder, data.folder, data.digest, uuid.uuid4().hex[:8])
+        startup = startup.ended("run folder")
+        job = Job(recipe, spec, folder, data.folder, data.digest, uuid.uuid4().hex[:8], startup)
         try:
-            with _tracked(job, environment, listen, announce) as listen_too:
-                result = _told(job, listen_too, announce)
+            with _tracked(job, environment, _telling_start(job, listen, announce), announce) as listen_too:
+                result = _told(job, fit, listen_too, announce)
         finally:
             gc.unfreeze()  # else the collection at the program's end passes modules over, and triton's says it leaks
     return RunResult(folder, result.get("summary"), result.get("stopped"))
@@ -73,10 +81,11 @@ def _tell_other_place(spec: RunSpec, folder: Path, announce: Announce) -> None:
             announce(f"W&B: the run stays in {name} {getattr(identity, name)!r}, where it was begun, not {value!r}")
 
 
-def _told(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
+def _told(job: Job, fit: "Future[Fit]", listen: Listener, announce: Announce) -> dict[str, Any]:
     """The workers' answer. An end before the training's own stands in the run's events, whatever it is."""
     try:
-        result = _fit(job, listen, announce)
+        train = fit.result()
+        result = train(replace(job, startup=job.startup.ended("libraries")), listen, announce)
         if "error" in result:
             raise result["error"]
     except BaseException as error:
@@ -130,17 +139,43 @@ def _tracked(job: Job, environment: Mapping[str, str], listen: Listener, announc
         tracker.close(seconds)
 
 
-def _fit(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
-    """Trains here or on Ray. Torch and Ray are imported only now: seconds, not spent on a mistyped command."""
-    if _is_local(job.spec):
-        with _collector_at_rest():
-            from distcifar.cluster.local import fit_here
-        if not job.spec.verbose:
-            logging.getLogger("ray").setLevel(logging.ERROR)  # after the import, which sets it
-        return fit_here(job, listen, announce)
-    from distcifar.cluster.remote import fit_on_ray
+def _telling_start(job: Job, listen: Listener, announce: Announce) -> Listener:
+    """`listen`, and before the first step's row a sentence on what the start has taken."""
+    told = False
 
-    return fit_on_ray(job, listen, announce)
+    def both(row: dict[str, Any]) -> None:
+        nonlocal told
+        if row["kind"] == "step" and not told:
+            told = True
+            with suppress(OSError):  # storage that is gone is the training's to tell
+                startup = read_startup(job.folder)
+                if startup is not None and startup["launch"] == job.launch:
+                    stages = f": {in_a_line(startup)}" if job.spec.verbose else ""
+                    announce(f"First step after {startup['total']:.1f} s{stages}")
+        listen(row)
+
+    return both
+
+
+def _in_thread(action: Callable[[], Fit]) -> "Future[Fit]":
+    """What `action` returns or raises, computed beside this thread; the program does not end before it."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="imports").submit(action)
+
+
+def _fitting(spec: RunSpec) -> Fit:
+    """The function that trains here or on Ray.
+
+    Torch and Ray are imported for it: seconds, in which the data are checked, as hashing does not need the interpreter.
+    """
+    if not _is_local(spec):
+        from distcifar.cluster.remote import fit_on_ray
+
+        return fit_on_ray
+    with _collector_at_rest():
+        from distcifar.cluster.local import fit_here
+    if not spec.verbose:
+        logging.getLogger("ray").setLevel(logging.ERROR)  # after the import, which sets it
+    return fit_here
 
 
 def _is_local(spec: RunSpec) -> bool:

@@ -21,11 +21,13 @@ from distcifar.cluster.watchdog import Pulse
 from distcifar.data.build import OpenData, open_data
 from distcifar.errors import CheckpointError, DistcifarError, DivergenceError, ResourceError
 from distcifar.tracking.journal import append_event
+from distcifar.tracking.startup import FirstStep
 from distcifar.training.build import build_state, first_images
 from distcifar.training.checkpoint import Checkpoint, load_checkpoint, newest_good
+from distcifar.training.compiled import compile_in_question, resolve_compile, steps_left
 from distcifar.training.engine import fit
 from distcifar.training.precision import resolve_precision
-from distcifar.training.reports import EpochReport, FitOptions, Report
+from distcifar.training.reports import REPORT_SECONDS, EpochReport, FitOptions, Pace, Report
 from distcifar.training.state import TrainState
 from distcifar.training.summary import summarise
 from distcifar.world import World
@@ -33,7 +35,11 @@ from distcifar.world import World
 T = TypeVar("T")
 AfterEpoch = Callable[[dict[str, float]], None]  # is given each epoch's metrics, on every rank
 
-GPU_REPORT_STEPS = 20  # a report makes the host wait for the GPU
+GPU_ASK_BATCHES = 20  # of an evaluation: to ask whether to stop makes the host wait for the GPU
+DETERMINISTIC = (
+    "kernels that give the same bits each time, where torch has a choice; cuDNN does not try which are fastest, and"
+    " auto compiles nothing. Slower on a GPU (not measured), on a CPU by what a second's import costs"
+)
 ROLLBACKS = 3
 
 
@@ -47,8 +53,9 @@ def train_rank(job: Job, world: World, *, listen: Listener, after_epoch: AfterEp
     try:
         data = _agreed(world, lambda: _open(job, world))
         recorder = _agreed(world, lambda: _recorder(job, world, data, listen))
+        first = FirstStep(job.startup.ended("data"), lambda: _wait_for(world.device), recorder.started)
         with Pulse(job.folder, world, job.spec.hang_seconds) as pulse, Meter(job.folder, world):
-            return _train_sound(job, world, data, recorder, pulse, after_epoch)
+            return _train_sound(job, world, data, recorder, Stages(pulse, first), after_epoch)
     except DistcifarError as error:
         return {"error": error}
     except Exception as error:
@@ -69,6 +76,25 @@ def _recorder(job: Job, world: World, data: OpenData, listen: Listener) -> Recor
     return RunRecorder(job, data, world.size, listen) if world.is_primary else Recorder()
 
 
+def _wait_for(device: torch.device) -> None:
+    """Returns when `device` has computed what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Who is told where this rank is."""
+
+    pulse: Pulse
+    first: FirstStep
+
+    def enter(self, stage: str, step: int) -> None:
+        """The training thread enters `stage` of `step`."""
+        self.pulse.enter(stage, step)
+        self.first.enter(stage)
+
+
 def _agreed(world: World, action: Callable[[], T]) -> T:
     """The value of `action` on this rank. A DistcifarError on any rank is raised on all. A collective."""
     problem: DistcifarError | None = None
@@ -83,7 +109,7 @@ def _agreed(world: World, action: Callable[[], T]) -> T:
 
 
 def _train_sound(
-    job: Job, world: World, data: OpenData, recorder: Recorder, pulse: Pulse, after_epoch: AfterEpoch
+    job: Job, world: World, data: OpenData, recorder: Recorder, stages: Stages, after_epoch: AfterEpoch
 ) -> dict[str, Any]:
     """Trains; after a divergence, where the recipe says so, again from a checkpoint with a lower rate."""
     attempt = Attempt()
@@ -91,8 +117,9 @@ def _train_sound(
         state, before, damaged = _restored(job, world, data, attempt)
         _agreed(world, lambda: recorder.begin(state, before, damaged, attempt.cause))  # noqa: B023 (called at once)
         attempt = replace(attempt, began=state.progress.step)
+        stages.first.ended("model")
         try:
-            return _train(job, world, data, state, recorder, pulse, after_epoch)
+            return _train(job, world, data, state, recorder, stages, after_epoch)
         except DivergenceError as error:
             if job.recipe.on_divergence == "stop" or state.progress.rollbacks >= ROLLBACKS:
                 raise
@@ -167,18 +194,10 @@ def _train(
     data: OpenData,
     state: TrainState,
     recorder: Recorder,
-    pulse: Pulse,
+    stages: Stages,
     after_epoch: AfterEpoch,
 ) -> dict[str, Any]:
-    stop = StopRequest(job.folder)
-    options = FitOptions(
-        report_steps=GPU_REPORT_STEPS if world.device.type == "cuda" else 1,
-        checkpoint_steps=job.spec.checkpoint_steps,
-        should_stop=lambda: stop.made() or recorder.problem is not None,
-        on_stage=pulse.enter,
-        microbatch=known_microbatch(job),
-        compile=job.spec.compile,
-    )
+    options = _options(job, world, data, state, recorder, stages)
     for report in _guarded(world, fit(job.recipe, state, data.loaders, world, options)):
         recorder.record(report)
         if isinstance(report, EpochReport):
@@ -193,6 +212,38 @@ def _train(
     summary = recorder.finish(result)
     _require_recorded(recorder, world)
     return {"summary": summary}
+
+
+def _options(
+    job: Job, world: World, data: OpenData, state: TrainState, recorder: Recorder, stages: Stages
+) -> FitOptions:
+    """How this rank trains, as all of them do; the user is told what is out of the ordinary. A collective."""
+    if job.spec.deterministic:
+        recorder.tell("deterministic", DETERMINISTIC)
+    stop = StopRequest(job.folder)
+    return FitOptions(
+        pace=Pace(REPORT_SECONDS),
+        ask_batches=GPU_ASK_BATCHES if world.device.type == "cuda" else 1,
+        checkpoint_steps=job.spec.checkpoint_steps,
+        should_stop=lambda: stop.made() or recorder.problem is not None,
+        on_stage=stages.enter,
+        microbatch=known_microbatch(job),
+        compile=_compiles(job, world, data, state, recorder),
+    )
+
+
+def _compiles(job: Job, world: World, data: OpenData, state: TrainState, recorder: Recorder) -> bool:
+    """Whether the training step is compiled, as all ranks agree; where it was a question, the user is told."""
+    recipe, wanted = job.recipe, job.spec.compile
+    if not compile_in_question(wanted, world.device, deterministic=job.spec.deterministic):
+        return False
+    images = first_images(data, -(-recipe.batch_size // world.size))
+    steps = steps_left(recipe, state.progress, data.loaders.train)
+    precision = state.progress.precision
+    compiled, words = _agreed(world, lambda: resolve_compile(wanted, state.model, images, precision, world, steps))
+    if words:
+        recorder.tell("compile", words)
+    return compiled
 
 
 def _guarded(world: World, reports: Iterator[Report]) -> Iterator[Report]:

@@ -16,10 +16,11 @@ from distcifar.cluster.restarts import last_step, require_progress
 from distcifar.config import to_dict
 from distcifar.data.build import OpenData
 from distcifar.errors import CheckpointError, DivergenceError, RunError, StorageError
-from distcifar.files import write_atomically
+from distcifar.files import write_atomically, write_json
 from distcifar.tracking.journal import Journal
 from distcifar.tracking.model_card import model_card
 from distcifar.tracking.outcome import writer_lock
+from distcifar.tracking.startup import FILE, Marks, describe, read_startup
 from distcifar.tracking.system import SystemLog
 from distcifar.training.checkpoint import capture, save_model
 from distcifar.training.reports import EpochReport, Report, Row
@@ -51,6 +52,12 @@ class Recorder:
 
         Raises StorageError where nothing can be written.
         """
+
+    def tell(self, kind: str, text: str, **facts: Any) -> None:
+        """An event for the journal and the screen."""
+
+    def started(self, startup: Marks) -> None:
+        """Called once the first step is done."""
 
     def record(self, report: Report) -> None:
         """Called with each report, in order."""
@@ -101,17 +108,23 @@ class RunRecorder(Recorder):
             self.journal.cut(step=step, epoch=state.progress.epoch)
             self._epochs = self.journal.epoch_rows()
         for problem in damaged:
-            self._tell("damaged checkpoint", str(problem))
+            self.tell("damaged checkpoint", str(problem))
         if cause is not None:
             rate = f"with {2.0**-state.progress.rollbacks:g} of the recipe's learning rate"
-            self._tell("rollback", f"{cause.found}. Going back to step {step}, {rate}", step=step)
+            self.tell("rollback", f"{cause.found}. Going back to step {step}, {rate}", step=step)
             return
         words = f"at step {step} with {self._workers} worker(s)"
         if before != self._workers:
             words += f" instead of {before}: the same global batches, shared out anew"
-        self._tell("continue" if step else "start", words, step=step, reached=reached, launch=self._launch)
+        self.tell("continue" if step else "start", words, step=step, reached=reached, launch=self._launch)
         if not step:
             self._save()  # from here on there is always one to go back to
+
+    def started(self, startup: Marks) -> None:
+        with self._noting():
+            told = read_startup(self._folder)
+            if told is None or told["launch"] != self._launch:  # workers that Ray starts again have waited for others
+                write_json(self._folder / FILE, describe(startup, self._launch, self._workers))
 
     def record(self, report: Report) -> None:
         if self.problem is not None:
@@ -148,8 +161,7 @@ class RunRecorder(Recorder):
         self._writer.close()
         self._lock.release()
 
-    def _tell(self, kind: str, text: str, **facts: Any) -> None:
-        """An event for the journal and the screen."""
+    def tell(self, kind: str, text: str, **facts: Any) -> None:
         with self._noting():
             self._listen(self.journal.event(kind, text, **facts))
 

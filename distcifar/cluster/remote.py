@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 import uuid
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -48,6 +49,7 @@ def _fit_once(job: Job, listen: Listener, announce: Announce) -> Any:
     loading.start()
     with ray_session(job.spec) as workers, stop_on_signals(StopRequest(job.folder), announce):
         loading.join()
+        job = replace(job, startup=job.startup.ended("Ray"))
         announce(f"{workers.count} worker(s) with {workers.cpus} CPU(s)" + " and a GPU" * workers.gpu)
         answer: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=_fit, args=(job, workers, answer), daemon=True).start()

@@ -1,6 +1,7 @@
 """A rank as Ray Train starts it: its place in the world, its device, and Ray's epoch reports."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -20,7 +21,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     A mistake comes back as {"error": DistcifarError}: Ray would restart the workers for what is raised.
     """
     job = config["job"]
-    return train_rank(job, join_world(job.spec), listen=config["listen"], after_epoch=ray.train.report)
+    world = join_world(job.spec)
+    job = replace(job, startup=job.startup.ended("workers"))
+    return train_rank(job, world, listen=config["listen"], after_epoch=ray.train.report)
 
 
 def join_world(spec: RunSpec) -> World:
@@ -35,6 +38,5 @@ def join_world(spec: RunSpec) -> World:
     device = torch.device("cpu") if spec.device == "cpu" else ray.train.torch.get_device()
     if device.type == "cpu":
         keep_freed_memory()
-    if not spec.compile:
-        leave_compiler_out()
+    leave_compiler_out()
     return World(context.get_world_rank(), context.get_world_size(), device)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from distcifar.config.values import Range, conform, require, require_ranges
+from distcifar.config.values import Range, conform, moments, require, require_range, require_ranges
 
 DATA_RANGES = {
     "validation": Range(0),
@@ -41,6 +41,8 @@ class DataConfig:
     """Store images at N x N pixels (0: as they are; needed when an ImageFolder mixes sizes)."""
     split_seed: int = 0
     """Seed of the validation split."""
+    storage: Literal["raw", "jpeg"] = "raw"
+    """How prepared images are kept: their pixels, or JPEGs: several times smaller, slower to read, other pixels."""
     normalize: Literal["measured", "half", "imagenet", "cifar10", "none"] = "measured"
     """Channel mean and std: of the training images, 0.5/0.5, ImageNet's, the common CIFAR-10 ones, or 0/1."""
 
@@ -83,6 +85,8 @@ class AugmentConfig:
     """Evaluation only: crop the central N x N pixels (0: off)."""
     resize: int = 0
     """After cropping, in training and evaluation: resize to N x N, bilinear (0: off)."""
+    progressive: tuple[str, ...] = ()
+    """Train on smaller pictures first, N x N pixels until a share of the training: 24@0.25 28@0.4."""
     mixup: float = 0.0
     """Beta(a, a) parameter of mixup, 0 < a <= 1 (0: off)."""
     cutmix: float = 0.0
@@ -109,3 +113,12 @@ class AugmentConfig:
             "An image is cropped once",
             "Set one of them to 0",
         )
+        for side in moments("augment.progressive", self.progressive, "--augment.progressive 24@0.25 28@0.4"):
+            require(side.isdecimal(), f"augment.progressive has {side!r}", "A side is a number of pixels", "Correct it")
+            require_range("augment.progressive", int(side), 1, 1024)
+
+    def side_at(self, share: float) -> int:
+        """The side in pixels of training pictures at `share` (0 to 1) of the training; 0: as they are."""
+        until = moments("augment.progressive", self.progressive, "")
+        ahead = [(end, int(side)) for side, end in until.items() if share < end]
+        return min(ahead)[1] if ahead else 0

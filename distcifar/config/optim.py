@@ -1,12 +1,10 @@
 """OptimConfig and ScheduleConfig: how the weights move, and the learning rate over time."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from distcifar.config.values import Range, conform, require, require_ranges
+from distcifar.config.values import Range, conform, moments, require, require_ranges
 
-FREEZE = r"[\w.]+@(0?\.\d+|0|1|1\.0)"
 OPTIM_RANGES = {
     "lr": Range(0, 100, open_low=True),
     "muon_lr": Range(0, 100, open_low=True),
@@ -72,18 +70,12 @@ class OptimConfig:
             "Nesterov's step looks ahead along the momentum",
             "Set --optim.momentum 0.9, or drop --optim.nesterov",
         )
-        for item in self.freeze:
-            require(
-                re.fullmatch(FREEZE, item) is not None,
-                f"optim.freeze has {item!r}",
-                "Each item is a layer and the share of the training, 0 to 1, after which it stops learning",
-                "Write, for example, --optim.freeze body.0@0.4 body.2@0.8",
-            )
+        moments("optim.freeze", self.freeze, "--optim.freeze body.0@0.4 body.2@0.8")
 
     @property
     def freeze_after(self) -> dict[str, float]:
         """For each layer of `freeze` its share of the training."""
-        return {layer: float(share) for layer, _, share in (item.rpartition("@") for item in self.freeze)}
+        return moments("optim.freeze", self.freeze, "")
 
 
 @dataclass(frozen=True, kw_only=True)

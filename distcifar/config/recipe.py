@@ -22,6 +22,8 @@ RANGES = {
     "ema_decay": Range(0, 0.99999),
     "early_stop": Range(0),
     "spike_factor": Range(0),
+    "hard_share": Range(0, 1, open_low=True),
+    "hard_from": Range(0, 1),
 }
 
 
@@ -76,6 +78,10 @@ class Recipe:
     """NaN, Inf or a jump of the loss: stop, or go back to the last checkpoint with half the rate, three times."""
     spike_factor: float = 0.0
     """A step's loss of more than N times the mean of the steps before counts as divergence (0: off)."""
+    hard_share: float = 1.0
+    """Later epochs go over this share of the training images only: those with the highest loss so far (1: all)."""
+    hard_from: float = 0.5
+    """Share of the epochs after which they do; those before, one at least, go over all images."""
     drop_last: bool = False
     """Leave out the incomplete last batch of an epoch."""
     sync_batchnorm: bool = False
@@ -115,6 +121,18 @@ class Recipe:
             "Use --select-on validation",
         )
         require(
+            not self.augment.progressive or self.model.name not in ("linear", "mlp", "cnn"),
+            f"augment.progressive is set and the model is {self.model.name}",
+            "A net with fully connected layers takes pictures of one size",
+            "Use a resnet or whitened, or drop --augment.progressive",
+        )
+        require(
+            self.hard_share == 1 or not (self.augment.mixup or self.augment.cutmix),
+            f"hard_share is {self.hard_share:g} with mixup or cutmix",
+            "How hard an image is shows in its own loss, not in a mixture's",
+            "Set --hard-share 1, or both mixtures to 0",
+        )
+        require(
             self.optim.accumulate <= self.batch_size,
             f"optim.accumulate is {self.optim.accumulate} and batch_size {self.batch_size}",
             "A batch splits into at most as many parts as it has images",
@@ -136,6 +154,12 @@ class Recipe:
     def total_epochs(self) -> int:
         """Epochs over all stages."""
         return sum(stage.epochs for stage in self.stages)
+
+    def images_of(self, epoch: int, images: int) -> int:
+        """How many of `images` training images epoch `epoch` (from 0) goes over."""
+        if self.hard_share == 1 or epoch < max(1, self.hard_from * self.total_epochs):
+            return images
+        return max(1, round(self.hard_share * images))
 
     def numbers(self) -> dict[str, Any]:
         """The fields that change the numbers, JSON-ready: all but name and texts."""

@@ -53,8 +53,8 @@ class RunSpec:
     """Threads that prepare batches on a CPU (0: the worker's cores)."""
     deterministic: bool = False
     """Bitwise repeatable on the same hardware; slower on a GPU."""
-    compile: bool = False
-    """torch.compile the model: pays from a few minutes of training on."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the training step; auto: on a GPU where the remaining steps pay for it (minutes), never on a CPU."""
     microbatch: int = 0
     """At most N images in one forward pass of a worker; more are split and their gradients added (0: no limit)."""
     checkpoint_epochs: int = 1

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -64,6 +65,21 @@ def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
         f"{name} must be one of {', '.join(choices)}",
         did_you_mean(str(value), choices),
     )
+
+
+def moments(name: str, items: Iterable[str], example: str) -> dict[str, float]:
+    """What is before and after the @ of each of `items`, "WHAT@SHARE": a share of the training, 0 to 1."""
+    found = {}
+    for item in items:
+        require(
+            re.fullmatch(r"[\w.]+@(0?\.\d+|[01]|1\.0+)", item) is not None,
+            f"{name} has {item!r}",
+            "Each item is WHAT@SHARE, a share of the training between 0 and 1",
+            f"Write, for example, {example}",
+        )
+        what, _, share = item.rpartition("@")
+        found[what] = float(share)
+    return found
 
 
 def to_dict(value: Any) -> Any:

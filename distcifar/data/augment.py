@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distcifar.data.draws import Colours, Floats, Ints, Moves
+from distcifar.data.draws import Colours, Drawn, Moves
 
 
 def move(images: Tensor, rows: Tensor, moves: Moves, *, reflect: bool) -> Tensor:
@@ -50,7 +50,7 @@ def cut_out(images: Tensor, moves: Moves, side: int) -> Tensor:
     height, width = images.shape[2:]
     low = side // 2
 
-    def covered(centre: Ints, length: int) -> Tensor:
+    def covered(centre: Drawn, length: int) -> Tensor:
         place = torch.arange(length, device=images.device)
         first = torch.as_tensor(centre, device=images.device)[:, None] - low
         return (place >= first) & (place < first + side)
@@ -65,13 +65,14 @@ def normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> NDAr
     return np.stack([(values - m) / s for m, s in zip(mean, std, strict=True)]).astype(np.float32)
 
 
-def jitter(images: Tensor, colours: Colours) -> Tensor:
+def jitter(images: Tensor, colours: Colours, *, hue: bool = True) -> Tensor:
     """Brightness, contrast, saturation, hue, in this order: float [n, C, H, W] in 0..1, clamped after each.
 
-    The arithmetic of each step is that of torchvision's ColorJitter, which draws the order anew each time.
+    The arithmetic of each step is that of torchvision's ColorJitter, which draws the order anew each time. Without
+    `hue` it stays as it is, whatever the draws.
     """
 
-    def factor(values: Floats) -> Tensor:
+    def factor(values: Drawn) -> Tensor:
         return torch.as_tensor(values, device=images.device, dtype=images.dtype)[:, None, None, None]
 
     images = (images * factor(colours.brightness)).clamp(0, 1)
@@ -81,15 +82,15 @@ def jitter(images: Tensor, colours: Colours) -> Tensor:
         return images  # a grey image has no saturation and no hue
     grey = _grey(images)
     images = (grey + (images - grey) * factor(colours.saturation)).clamp(0, 1)
-    return _turn_hue(images, factor(colours.hue)[:, 0]) if np.any(colours.hue) else images
+    return _turn_hue(images, factor(colours.hue)[:, 0]) if hue else images
 
 
 def _grey(images: Tensor) -> Tensor:
     """Luma of ITU-R 601 [n, 1, H, W]; the image itself if it has one channel."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor([0.2989, 0.587, 0.114])
-    return (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue  # numbers, not a tensor: copying one makes a GPU's host wait
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -111,16 +112,16 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
     return torch.stack(channels, dim=1)
 
 
-def rotate(images: Tensor, degrees: Floats) -> Tensor:
+def rotate(images: Tensor, degrees: Drawn) -> Tensor:
     """Images float [n, C, H, W] (square) turned about their centres, bilinear, black outside."""
-    angle = torch.as_tensor(np.deg2rad(degrees), device=images.device, dtype=images.dtype)
+    angle = torch.as_tensor(degrees, device=images.device).deg2rad().to(images.dtype)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def crop_and_resize(images: Tensor, boxes: Floats, side: int) -> Tensor:
+def crop_and_resize(images: Tensor, boxes: Drawn, side: int) -> Tensor:
     """Each sample's box (top, left, height, width in pixels) of [n, C, H, W], bilinear to side x side."""
     size = images.shape[2]
     box = torch.as_tensor(boxes, device=images.device, dtype=images.dtype)
@@ -147,28 +148,18 @@ def center_crop(images: Tensor, side: int) -> Tensor:
     return images[:, :, top : top + side, left : left + side]
 
 
-def mixup(images: Tensor, partners: Tensor, own_share: Floats) -> Tensor:
+def mixup(images: Tensor, partners: Tensor, own_share: Drawn) -> Tensor:
     """lambda x image + (1 - lambda) x partner (Zhang et al. 2018): float [n, C, H, W]."""
     weight = torch.as_tensor(own_share, device=images.device, dtype=images.dtype)[:, None, None, None]
     return images * weight + partners * (1 - weight)
 
 
-def cutmix(
-    images: Tensor, partners: Tensor, own_share: Floats, centre_y: Floats, centre_x: Floats
-) -> tuple[Tensor, Floats]:
-    """A box of area 1 - lambda from the partner (Yun et al. 2019), and the share that is left of the image.
+def cutmix(images: Tensor, partners: Tensor, boxes: Drawn) -> Tensor:
+    """The partner within each sample's box, the image around it: float [n, C, H, W].
 
-    Centres are fractions of the side; boxes are clipped at the border, so the share is counted in pixels.
+    `boxes` is int64 [n, 4]: first row, last row + 1, first column, last column + 1.
     """
-    size = images.shape[2]
-    half = np.sqrt(1 - own_share) / 2
-
-    def span(centre: Floats) -> tuple[Floats, Floats]:
-        return np.rint(np.clip(centre - half, 0, 1) * size), np.rint(np.clip(centre + half, 0, 1) * size)
-
-    (top, bottom), (left, right) = span(centre_y), span(centre_x)
-    place = np.arange(size)
-    rows = (place >= top[:, None]) & (place < bottom[:, None])
-    columns = (place >= left[:, None]) & (place < right[:, None])
-    box = torch.as_tensor(rows[:, None, :, None] & columns[:, None, None, :], device=images.device)
-    return torch.where(box, partners, images), 1 - (bottom - top) * (right - left) / size**2
+    top, bottom, left, right = torch.as_tensor(boxes, device=images.device)[:, :, None].unbind(1)
+    place = torch.arange(images.shape[2], device=images.device)
+    rows, columns = (place >= top) & (place < bottom), (place >= left) & (place < right)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], partners, images)

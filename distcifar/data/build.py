@@ -12,7 +12,7 @@ from distcifar.data.beton import read_all, verify
 from distcifar.data.loader import EvalLoader, Loaders, TrainLoader
 from distcifar.data.manifest import Manifest
 from distcifar.data.pixels import PixelPipeline, normalisation
-from distcifar.data.stores import ResidentStore, Store, StreamedStore
+from distcifar.data.stores import ResidentStore, Store, StreamedStore, decode_all
 from distcifar.errors import ResourceError
 from distcifar.world import World
 
@@ -43,14 +43,18 @@ def open_data(recipe: Recipe, folder: Path, world: World, *, mode: str, threads:
     stores: dict[str, Store] = {}
     for split, manifest in manifests.items():
         path = folder / f"{split}.beton"
-        if mode == "resident":
+        if mode == "resident" and manifest.data.storage == "jpeg":
+            stores[split] = ResidentStore(*decode_all(path, manifest, threads), world.device)
+        elif mode == "resident":
             stores[split] = ResidentStore(*read_all(path, manifest), world.device)
         else:
             stores[split] = StreamedStore(path, manifest.num_samples, world.device, threads)
     manifest = manifests["train"]
     mean, std = normalisation(recipe.data.normalize, manifest.mean, manifest.std)
     pixels = PixelPipeline(recipe.augment, recipe.seed, manifest.size, manifest.num_samples, mean, std, world.device)
-    train = TrainLoader(stores["train"], pixels, recipe.batch_size, recipe.seed, world, recipe.drop_last)
+    train = TrainLoader(
+        stores["train"], pixels, recipe.batch_size, recipe.seed, world, recipe.drop_last, recipe.total_epochs
+    )
     measured = {
         split: EvalLoader(store, pixels, EVALUATION_BATCH, world) for split, store in stores.items() if split != "train"
     }
@@ -75,7 +79,7 @@ def _use_threads(threads: int, world: World) -> None:
 
 def _fits(manifests: dict[str, Manifest], world: World) -> bool:
     """Whether a copy of all splits for each rank takes at most RESIDENT_SHARE of the free memory."""
-    wanted = sum(manifest.size_bytes for manifest in manifests.values())
+    wanted = sum(manifest.pixel_bytes for manifest in manifests.values())
     if world.device.type == "cuda":
         return wanted <= RESIDENT_SHARE * torch.cuda.mem_get_info(world.device)[0]
     return wanted * world.size <= RESIDENT_SHARE * psutil.virtual_memory().available

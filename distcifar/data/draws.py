@@ -4,6 +4,7 @@ Every draw is a pure function of (seed, epoch, sample id) and of the recipe (con
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,12 @@ from numpy.typing import NDArray
 from distcifar.config import AugmentConfig
 from distcifar.data.plan import Ids, Slot, betas, integers, uniforms
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Drawn: TypeAlias = "NDArray[Any] | Tensor"  # drawn in numpy; a tensor once it is on a device (data/transfer.py)
 
 RESIZED_CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 
@@ -21,22 +26,39 @@ RESIZED_CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 class Moves:
     """Where the pixels of each of n samples come from. Offsets in pixels; cutout centres are -1 when off."""
 
-    shift_y: Ints
-    shift_x: Ints
-    flip: NDArray[np.bool_]
-    cut_y: Ints
-    cut_x: Ints
+    shift_y: Drawn
+    shift_x: Drawn
+    flip: Drawn
+    cut_y: Drawn
+    cut_x: Drawn
 
 
 @dataclass(frozen=True)
 class Colours:
     """Factors around 1 (hue: turns, around 0) and the angle in degrees for each of n samples."""
 
-    brightness: Floats
-    contrast: Floats
-    saturation: Floats
-    hue: Floats
-    angle: Floats
+    brightness: Drawn
+    contrast: Drawn
+    saturation: Drawn
+    hue: Drawn
+    angle: Drawn
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that happens to each of n samples on its own; None: the recipe does not ask for it."""
+
+    moves: Moves
+    colours: Colours | None
+    boxes: "Drawn | None"  # float64 [n, 4], as draw_boxes gives them
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How each of n samples is mixed with its partner."""
+
+    own_share: Drawn  # float64 [n], lambda; of cutmix the share of the pixels that stay
+    boxes: "Drawn | None"  # int64 [n, 4], cutmix: first row, last row + 1, first column, last column + 1 of the partner
 
 
 def draw_moves(config: AugmentConfig, seed: int, epoch: int, ids: Ids, size: int) -> Moves:
@@ -102,3 +124,20 @@ def draw_mix(config: AugmentConfig, seed: int, epoch: int, ids: Ids, num_samples
     alpha = config.mixup or config.cutmix
     partners = integers(seed, epoch, ids, Slot.PARTNER, num_samples)
     return partners, betas(seed, epoch, ids, Slot.MIX, alpha)
+
+
+def cutmix_boxes(seed: int, epoch: int, ids: Ids, own_share: Floats, size: int) -> tuple[Ints, Floats]:
+    """The boxes of area 1 - lambda that partners fill (Yun et al. 2019): int64 [n, 4], and the shares that are left.
+
+    Centres are anywhere in the picture of `size` pixels a side; boxes are clipped at its border, so that the share is
+    counted in pixels.
+    """
+    half = np.sqrt(1 - own_share) / 2
+
+    def span(slot: Slot) -> list[Floats]:
+        centre = uniforms(seed, epoch, ids, slot)
+        return [np.rint(np.clip(edge, 0, 1) * size) for edge in (centre - half, centre + half)]
+
+    (top, bottom), (left, right) = span(Slot.CUTMIX_Y), span(Slot.CUTMIX_X)
+    boxes = np.stack([top, bottom, left, right], axis=1).astype(np.int64)
+    return boxes, 1 - (bottom - top) * (right - left) / size**2

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from ffcv.fields import IntField, NDArrayField
+from ffcv.fields import IntField, NDArrayField, RGBImageField
 from ffcv.memory_allocator import MemoryAllocator
 from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
 from numpy.typing import NDArray
@@ -28,8 +28,11 @@ class InProcessWriter(DatasetWriter):
     images either way), since FFCV's workers take turns at the file.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], page_size: int) -> None:
-        fields = {"image": NDArrayField(np.dtype("uint8"), shape), "label": IntField()}
+    def __init__(self, path: Path, shape: tuple[int, ...], page_size: int, jpeg_quality: int | None = None) -> None:
+        """shape: of an image, [H, W, C]. jpeg_quality: None keeps its pixels, else it becomes a JPEG (C is 3)."""
+        raw = NDArrayField(np.dtype("uint8"), shape)
+        image = raw if jpeg_quality is None else RGBImageField(write_mode="jpg", jpeg_quality=jpeg_quality)
+        fields = {"image": image, "label": IntField()}
         super().__init__(str(path), fields, page_size=page_size, num_workers=1)
 
     def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64], advance: Callable[[int], None]) -> None:

@@ -6,6 +6,7 @@ and its text has exactly one form, so that not a byte of it can change unnoticed
 
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from distcifar.config import DataConfig, from_dict, to_dict
 from distcifar.data.official import OFFICIAL
 from distcifar.errors import ConfigError, DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_BYTES = 1 << 20  # a damage is told to 1 MiB; 64 hex digits per block keep a sidecar at 0.01 % of its beton
 SPLITS = ("train", "val", "test")
 
@@ -43,7 +44,7 @@ class Manifest:
     channels: int
     """1 (grey) or 3 (RGB)."""
     mean: tuple[float, ...]
-    """Of each channel over the training split, 0-1 scale; the same in all splits."""
+    """Of each channel over the training split, 0-1 scale, before JPEG; the same in all splits."""
     std: tuple[float, ...]
     """Population standard deviation, likewise."""
     size_bytes: int = 0
@@ -67,6 +68,16 @@ class Manifest:
         return self.height
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: height, width, channels."""
+        return self.height, self.width, self.channels
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Memory of all images once they are decoded."""
+        return self.num_samples * math.prod(self.shape)
+
+    @property
     def digest(self) -> str:
         """sha256, hex, of what reaches a model: the file's content and what its labels mean."""
         meaning = [self.split, self.class_names, [self.height, self.width, self.channels], self.blocks]
@@ -81,6 +92,7 @@ def file_config(config: DataConfig) -> DataConfig:
         train_first=config.train_first,
         size=config.size,
         split_seed=config.split_seed,
+        storage=config.storage,
     )
 
 
@@ -97,6 +109,7 @@ def folder_name(config: DataConfig) -> str:
         dataset = "folder-" + Path(os.path.abspath(dataset)).name
     options = (("first", config.train_first), ("size", config.size), ("split", config.split_seed))
     parts = [f"{name}{value}" for name, value in options if value]
+    parts += ["jpeg"] if config.storage == "jpeg" else []
     return "-".join([re.sub(r"[^\w.\-]", "_", dataset), f"val{config.validation}", *parts])
 
 
@@ -109,6 +122,7 @@ def prepare_command(config: DataConfig, root: Path | str, source: str = "") -> s
         "size": config.size,
         "train-first": config.train_first,
         "split-seed": config.split_seed,
+        "storage": "" if config.storage == "raw" else config.storage,
     }
     words = ["python", "jobs/prepare.py", config.dataset]
     for name, value in options.items():

@@ -1,16 +1,18 @@
 """From stored uint8 images to the float batch that the model sees, in training and in evaluation."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distcifar.config import AugmentConfig
 from distcifar.config.values import require
 from distcifar.data import augment
-from distcifar.data.draws import Floats, Moves, draw_boxes, draw_colours, draw_mix, draw_moves
-from distcifar.data.plan import Ids, Slot, uniforms
+from distcifar.data.draws import Draws, Mixture, Moves, cutmix_boxes, draw_boxes, draw_colours, draw_mix, draw_moves
+from distcifar.data.plan import Ids
 from distcifar.errors import ConfigError
 
 Channels = tuple[float, ...]
@@ -76,28 +78,57 @@ class PixelPipeline:
     def interpolates(self) -> bool:
         """Whether training pixels are computed with (colour, rotation, resizing), not only moved."""
         c = self.config
-        colours = c.brightness or c.contrast or c.saturation or c.hue
-        return bool(colours or c.rotation or c.random_resized_crop or c.resize)
+        return bool(self._jitters or c.rotation or c.random_resized_crop or c.resize)
 
     def output_size(self) -> int:
         """Side of the images that the model is given."""
         c = self.config
         return c.resize or c.random_resized_crop or self.size
 
-    def train(self, images: Tensor, rows: Tensor, ids: Ids, epoch: int) -> Tensor:
-        """Augmented float32 [n, C, S, S] of `images[rows]` (uint8 [N, H, W, C]), the samples `ids`."""
-        moves = draw_moves(self.config, self.seed, epoch, ids, self.output_size())
+    def smallest_size(self) -> int:
+        """The least side of the images that the model is given in training."""
+        return min([self.output_size(), *(int(item.partition("@")[0]) for item in self.config.progressive)])
+
+    def draw(self, ids: Ids, epoch: int) -> Draws:
+        """What happens to each of the samples `ids` in epoch `epoch`: arrays of [n]."""
+        c = self.config
+        return Draws(
+            moves=draw_moves(c, self.seed, epoch, ids, self.output_size()),
+            colours=draw_colours(c, self.seed, epoch, ids) if self._jitters or c.rotation else None,
+            boxes=draw_boxes(self.seed, epoch, ids, self.size) if c.random_resized_crop else None,
+        )
+
+    def draw_mix(self, ids: Ids, epoch: int) -> tuple[Ids, Mixture | None]:
+        """The ids that samples `ids` are mixed with in epoch `epoch` (int64 [n]), and how; or [0] and None."""
+        c = self.config
+        if not self.mixes:
+            return ids[:0], None
+        partners, own_share = draw_mix(c, self.seed, epoch, ids, self.num_samples)
+        if c.mixup:
+            return partners, Mixture(own_share, None)
+        boxes, own_share = cutmix_boxes(self.seed, epoch, ids, own_share, self.output_size())
+        return partners, Mixture(own_share, boxes)
+
+    def train(self, images: Tensor, rows: Tensor, draws: Draws) -> Tensor:
+        """Augmented float32 [n, C, S, S] of `images[rows]` (uint8 [N, H, W, C]); on a GPU `draws` are there as well."""
         if self.interpolates:
-            return self._train_interpolated(images, rows, ids, epoch, moves)
-        return self._move(images, rows, moves)
+            return self._train_interpolated(images, rows, draws)
+        if self.device.type == "cpu":
+            return self._by_kernel(images, rows, draws.moves, self.config.cutout)
+        moved = augment.normalise(self._moved(images, rows, draws.moves), self._table)
+        return augment.cut_out(moved, draws.moves, self.config.cutout) if self.config.cutout else moved
+
+    def mix(self, images: Tensor, partners: Tensor, mixture: Mixture) -> Tensor:
+        """The mixture of two augmented batches float [n, C, S, S]."""
+        if mixture.boxes is None:
+            return augment.mixup(images, partners, mixture.own_share)
+        return augment.cutmix(images, partners, mixture.boxes)
 
     def evaluate(self, images: Tensor, rows: Tensor) -> Tensor:
         """Normalised float32 [n, C, S, S] of `images[rows]`, cropped and resized as the recipe says."""
-        still = replace(self.config, crop_padding=0, flip="none", cutout=0)
-        moves = draw_moves(still, 0, 0, np.zeros(len(rows), dtype=np.int64), self.size)
         side = self.config.resize or self.config.random_resized_crop
         if not side and not self.config.center_crop:
-            return replace(self, config=still)._move(images, rows, moves)
+            return self._unchanged(images, rows)
         pixels = _unit(images[rows])
         if self.config.center_crop:
             pixels = augment.center_crop(pixels, self.config.center_crop)
@@ -107,58 +138,69 @@ class PixelPipeline:
             pixels = augment.resize(pixels, side)
         return self._standardise(pixels)
 
-    def draw_mix(self, ids: Ids, epoch: int) -> tuple[Ids, Floats]:
-        """The ids that samples `ids` are mixed with in epoch `epoch` and their own shares: both [n], or [0] if none."""
-        if not self.mixes:
-            return ids[:0], np.empty(0)
-        return draw_mix(self.config, self.seed, epoch, ids, self.num_samples)
+    @property
+    def _jitters(self) -> bool:
+        c = self.config
+        return bool(c.brightness or c.contrast or c.saturation or c.hue)
 
-    def mix(self, images: Tensor, partners: Tensor, own_share: Floats, ids: Ids, epoch: int) -> tuple[Tensor, Tensor]:
-        """The mixture of two augmented batches, and each image's own share float32 [n]; cutmix rounds it to pixels."""
-        if self.config.mixup:
-            mixed = augment.mixup(images, partners, own_share)
-        else:
-            centre_y = uniforms(self.seed, epoch, ids, Slot.CUTMIX_Y)
-            centre_x = uniforms(self.seed, epoch, ids, Slot.CUTMIX_X)
-            mixed, own_share = augment.cutmix(images, partners, own_share, centre_y, centre_x)
-        return mixed, torch.as_tensor(own_share, dtype=torch.float32, device=self.device)
+    # What does not change is on the device once: a copy for each batch would make the host wait for a GPU.
 
-    def _move(self, images: Tensor, rows: Tensor, moves: Moves) -> Tensor:
-        table = augment.normalisation_table(self.mean, self.std)
-        reflect = self.config.crop_fill == "reflect"
+    @cached_property
+    def _values(self) -> NDArray[np.float32]:
+        return augment.normalisation_table(self.mean, self.std)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.from_numpy(self._values).to(self.device)
+
+    @cached_property
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        mean, std = torch.tensor([self.mean, self.std], device=self.device)[:, :, None, None]
+        return mean, std
+
+    def _unchanged(self, images: Tensor, rows: Tensor) -> Tensor:
+        """`images[rows]`, normalised."""
         if self.device.type != "cpu":
-            pixels = augment.move(images, rows, moves, reflect=reflect)
-            moved = augment.normalise(pixels, torch.from_numpy(table).to(self.device))
-            return augment.cut_out(moved, moves, self.config.cutout) if self.config.cutout else moved
+            return augment.normalise(images[rows], self._table)
+        still = draw_moves(AugmentConfig(), 0, 0, np.zeros(len(rows), dtype=np.int64), self.size)
+        return self._by_kernel(images, rows, still, 0)
+
+    def _moved(self, images: Tensor, rows: Tensor, moves: Moves) -> Tensor:
+        """uint8 [n, H, W, C] of `images[rows]`; without moves, where nothing is cropped or flipped."""
+        c = self.config
+        if not c.crop_padding and c.flip == "none":
+            return images[rows]
+        return augment.move(images, rows, moves, reflect=c.crop_fill == "reflect")
+
+    def _by_kernel(self, images: Tensor, rows: Tensor, moves: Moves, cutout: int) -> Tensor:
         from distcifar.data.kernel import fill_batch  # numba: 1 s to import, not wanted on a GPU
 
         out = np.empty((len(rows), *images.shape[1:]), dtype=np.float32)
+        drawn = (moves.shift_y, moves.shift_x, moves.flip, moves.cut_y, moves.cut_x)
+        shift_y, shift_x, flip, cut_y, cut_x = (np.asarray(values) for values in drawn)
         fill_batch(
-            out, images.numpy(), rows.numpy(), table, moves.shift_y, moves.shift_x, moves.flip,
-            moves.cut_y, moves.cut_x, self.config.cutout, reflect,
+            out, images.numpy(), rows.numpy(), self._values, shift_y, shift_x, flip, cut_y, cut_x, cutout,
+            self.config.crop_fill == "reflect",
         )  # fmt: skip
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-    def _train_interpolated(self, images: Tensor, rows: Tensor, ids: Ids, epoch: int, moves: Moves) -> Tensor:
+    def _train_interpolated(self, images: Tensor, rows: Tensor, draws: Draws) -> Tensor:
         c = self.config
-        pixels = _unit(augment.move(images, rows, moves, reflect=c.crop_fill == "reflect"))
-        colours = draw_colours(c, self.seed, epoch, ids)
-        if c.brightness or c.contrast or c.saturation or c.hue:
-            pixels = augment.jitter(pixels, colours)
-        if c.rotation:
-            pixels = augment.rotate(pixels, colours.angle)
-        if c.random_resized_crop:
-            boxes = draw_boxes(self.seed, epoch, ids, self.size)
-            pixels = augment.crop_and_resize(pixels, boxes, c.random_resized_crop)
+        pixels = _unit(self._moved(images, rows, draws.moves))
+        if draws.colours is not None and self._jitters:
+            pixels = augment.jitter(pixels, draws.colours, hue=c.hue > 0)
+        if draws.colours is not None and c.rotation:
+            pixels = augment.rotate(pixels, draws.colours.angle)
+        if draws.boxes is not None:
+            pixels = augment.crop_and_resize(pixels, draws.boxes, c.random_resized_crop)
         if c.resize:
             pixels = augment.resize(pixels, c.resize)
         pixels = self._standardise(pixels)
-        return augment.cut_out(pixels, moves, c.cutout) if c.cutout else pixels
+        return augment.cut_out(pixels, draws.moves, c.cutout) if c.cutout else pixels
 
     def _standardise(self, pixels: Tensor) -> Tensor:
-        mean, std = pixels.new_tensor(self.mean), pixels.new_tensor(self.std)
-        normal = (pixels - mean[:, None, None]) / std[:, None, None]
-        return normal.contiguous(memory_format=torch.channels_last)
+        mean, std = self._mean_and_std
+        return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def _unit(pixels: Tensor) -> Tensor:

@@ -42,6 +42,15 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> Ids:
     return np.random.Generator(np.random.Philox(key=key)).permutation(num_samples)
 
 
+def hardest(order: Ids, losses: NDArray[np.float32], count: int) -> Ids:
+    """The `count` samples of `order` with the highest of `losses` (one per sample id), in their order.
+
+    Of equal losses the earlier in `order` goes first, so those that were never seen (inf) are chosen at random.
+    """
+    chosen = np.argsort(-losses[order], kind="stable")[:count]
+    return order[np.sort(chosen)]
+
+
 def steps_per_epoch(num_samples: int, batch_size: int, *, drop_last: bool) -> int:
     """Number of global batches in an epoch; the last may be smaller unless `drop_last`."""
     return num_samples // batch_size if drop_last else -(-num_samples // batch_size)

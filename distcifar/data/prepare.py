@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distcifar.config import DataConfig
+from distcifar.config.values import require
 from distcifar.data.beton import file_bytes, seal, verify, write_beton
 from distcifar.data.images import ImageSet, LabelledImages, channel_statistics, class_counts, with_size
 from distcifar.data.manifest import (
@@ -156,14 +157,15 @@ def _write(
     for note in image_set.notes:
         announce(note)
     splits = _split(image_set, config)
-    image_bytes = splits["train"].images[0].size
-    require_space(ready, sum(file_bytes(len(part), image_bytes) for part in splits.values()))
-    mean, std = channel_statistics(splits["train"].images)
     height, width, channels = splits["train"].images.shape[1:]
+    _require_storable(config, channels)
+    image_bytes = height * width * channels
+    require_space(ready, sum(file_bytes(len(part), image_bytes, config.storage) for part in splits.values()))
+    mean, std = channel_statistics(splits["train"].images)
     manifests = {}
     for split, part in splits.items():
         path = ready / f"{split}.beton"
-        write_beton(path, part.images, part.labels)
+        write_beton(path, part.images, part.labels, config.storage)
         draft = Manifest(
             split=split,
             data=file_config(config),
@@ -183,6 +185,16 @@ def _write(
         write_json(ready / "quarantine.json", {"source": origin.where, "broken": broken})
         announce(f"{len(image_set.broken)} images cannot be decoded and are left out: see quarantine.json")
     return manifests
+
+
+def _require_storable(config: DataConfig, channels: int) -> None:
+    """Raises ConfigError for JPEGs of grey images."""
+    require(
+        config.storage == "raw" or channels == 3,
+        f"data.storage is {config.storage!r} and {config.dataset} has grey images",
+        "FFCV's JPEGs have three channels",
+        "Use --data.storage raw (with jobs/prepare.py: --storage raw)",
+    )
 
 
 def _split(image_set: ImageSet, config: DataConfig) -> dict[str, LabelledImages]:

@@ -71,6 +71,7 @@ def train_command(prepared: PreparedData) -> str:
         "--data.size": str(data.size or ""),
         "--data.train-first": str(data.train_first or ""),
         "--data.split-seed": str(data.split_seed or ""),
+        "--data.storage": "" if data.storage == "raw" else data.storage,
         "--data-root": "" if str(root) == "data" else str(root),
     }
     for flag, value in given.items():

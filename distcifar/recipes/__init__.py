@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from distcifar.config import Recipe, did_you_mean
 from distcifar.errors import ConfigError
-from distcifar.recipes import cnns, finetune, mlps, mnist, ours, resnets
+from distcifar.recipes import cnns, finetune, mlps, mnist, ours, resnets, speedruns
 
 __all__ = ["RECIPES", "by_name", "get_recipe"]
 
@@ -24,7 +24,15 @@ def by_name(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
 
 
 RECIPES: dict[str, Recipe] = by_name(
-    (*ours.RECIPES, *mnist.RECIPES, *mlps.RECIPES, *cnns.RECIPES, *resnets.RECIPES, *finetune.RECIPES)
+    (
+        *ours.RECIPES,
+        *speedruns.RECIPES,
+        *mnist.RECIPES,
+        *mlps.RECIPES,
+        *cnns.RECIPES,
+        *resnets.RECIPES,
+        *finetune.RECIPES,
+    )
 )
 
 

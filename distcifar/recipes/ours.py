@@ -1,4 +1,4 @@
-"""Our own recipes: debug to see that all works, quick for the first hour, resnet18 for a good model."""
+"""Our own recipes: debug to see that all works, resnet18 for a good model (speedruns.py has the fast ones)."""
 
 from distcifar.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe, ScheduleConfig
 
@@ -17,37 +17,6 @@ _debug = Recipe(
     augment=AugmentConfig(crop_padding=2, flip="random"),
     optim=OptimConfig(name="adam", lr=0.01),
     schedule=_ONE_CYCLE,
-)
-
-_quick = Recipe(
-    name="quick",
-    description=(
-        "Ours: 91 % on CIFAR-10 within five minutes of the command on two CPU cores with bf16 units.\n"
-        "A small net of the airbench94 family (arXiv 2404.00498) whose first layer is whitened from the data:\n"
-        "identity-like first weights, Muon for the filters, BatchNorm biases at 64 x the rate, linear decay,\n"
-        "alternating flip, crop from 2 mirrored pixels, label smoothing, evaluation with the mirror image.\n"
-        "1,000 images are held out: the rate ends at 0, so that the last epochs are the best ones anyway."
-    ),
-    epochs=6,
-    batch_size=512,
-    precision="auto",
-    label_smoothing=0.2,
-    tta="flip",
-    model=ModelConfig(name="whitened", widths=(32, 96, 192), init="dirac"),
-    data=DataConfig(validation=1000),
-    augment=AugmentConfig(crop_padding=2, crop_fill="reflect", flip="alternate"),
-    optim=OptimConfig(
-        name="muon",
-        muon_lr=0.12,
-        muon_momentum=0.6,
-        lr=0.4,
-        momentum=0.85,
-        nesterov=True,
-        bias_lr_factor=64.0,
-        weight_decay=5e-4,
-        decay_all=False,  # at 64 x the rate, decay would hold the biases at 0
-    ),
-    schedule=ScheduleConfig(name="linear", every="step"),
 )
 
 _resnet18 = Recipe(
@@ -69,4 +38,4 @@ _resnet18 = Recipe(
     schedule=_ONE_CYCLE,
 )
 
-RECIPES = (_debug, _quick, _resnet18)
+RECIPES = (_debug, _resnet18)

@@ -7,6 +7,7 @@ from distcifar.config import Recipe
 from distcifar.data.build import OpenData
 from distcifar.models import build_model, initialise_from_data
 from distcifar.training.freezing import require_layers
+from distcifar.training.hard_images import HardImages
 from distcifar.training.state import TrainState
 from distcifar.world import World
 
@@ -19,7 +20,7 @@ def build_state(recipe: Recipe, data: OpenData, data_digest: str, world: World) 
     model = build_model(
         recipe.model,
         channels=data.manifest.channels,
-        size=data.loaders.train.pixels.output_size(),
+        size=data.loaders.train.pixels.smallest_size(),
         num_classes=data.manifest.num_classes,
     )
     require_layers(model, recipe)
@@ -27,7 +28,10 @@ def build_state(recipe: Recipe, data: OpenData, data_digest: str, world: World) 
     initialise_from_data(model, first_images(data, INITIAL_IMAGES))
     if recipe.sync_batchnorm and world.size > 1 and world.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return TrainState(model, recipe, data_digest, world.device)
+    state = TrainState(model, recipe, data_digest, world.device)
+    if recipe.hard_share < 1:
+        state.hard = HardImages.unknown(data.loaders.train.store.num_samples, world.device)
+    return state
 
 
 def first_images(data: OpenData, count: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from distcifar.config import Recipe
@@ -13,6 +14,7 @@ from distcifar.data.plan import step_seed
 from distcifar.errors import ConfigError, DivergenceError
 from distcifar.models import frozen_norms
 from distcifar.training import metrics
+from distcifar.training.compiled import Compiled
 from distcifar.training.divergence import LR_CUT
 from distcifar.training.evaluate import evaluate
 from distcifar.training.freezing import freeze_layers
@@ -22,7 +24,7 @@ from distcifar.training.reports import EpochReport, FitOptions, Report, StepLog,
 from distcifar.training.schedule import multiplier
 from distcifar.training.selection import choose, stage_at
 from distcifar.training.state import TrainState
-from distcifar.training.step import train_step
+from distcifar.training.step import Losses, train_step
 from distcifar.world import World
 
 
@@ -37,7 +39,9 @@ def fit(
     options = options or FitOptions()
     _require_steps(recipe, loaders)
     state.tally.sums = world.only_primary(state.tally.sums)  # what was saved are the sums of all ranks
-    net = wrap(state.model, world, compiled=options.compile)
+    # CUDA graphs would overwrite the gradients of one part by those of the next.
+    graphs = world.device.type == "cuda" and recipe.optim.accumulate == 1 and not options.microbatch
+    net = wrap(state.model, world, compiled=options.compile, graphs=graphs)
     while not state.progress.outcome:
         if world.any(options.should_stop()):
             yield StepReport([], save=True, stopping=True)
@@ -63,27 +67,29 @@ def _require_steps(recipe: Recipe, loaders: Loaders) -> None:
         )
 
 
-def wrap(model: nn.Module, world: World, *, compiled: bool = False) -> nn.Module:
-    """`model` as it is called in training: DDP over several ranks; optionally compiled."""
-    net = model
-    if world.size > 1:
-        on_gpu = world.device.type == "cuda"
-        # Rank 0's BatchNorm statistics go to all before each step (DDP's default): what is saved is rank 0's
-        # and continuing from it is exact.
-        # Looking for unused parameters keeps DDP from moving gradients to other buckets after its first step: on
-        # three ranks or more that changes the order of additions, and a continued run would not end alike.
-        with building_ddp():
-            net = DistributedDataParallel(
-                model,
-                device_ids=[world.device] if on_gpu else None,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=True,
-            )
-    return torch.compile(net) if compiled else net  # type: ignore[return-value]
+def wrap(model: nn.Module, world: World, *, compiled: bool = False, graphs: bool = False) -> nn.Module:
+    """`model` and its loss as training calls them: optionally compiled, over several ranks in DDP."""
+    losses = Losses(model)
+    net = Compiled(losses, graphs=graphs) if compiled else losses
+    if world.size == 1:
+        return net
+    # Looking for unused parameters keeps DDP from moving gradients to other buckets after its first step: on
+    # three ranks or more that changes the order of additions, and a continued run would not end alike.
+    with building_ddp():
+        ranks = DistributedDataParallel(
+            net,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=True,
+        )
+    # No step reads BatchNorm's running statistics, and what is measured and saved has rank 0's: they need not travel
+    # at each step. (As an argument it warns from torch 2.15 on.)
+    ranks.broadcast_buffers = False
+    return ranks
 
 
 def learning_rate(recipe: Recipe, state: TrainState, steps_per_epoch: int) -> float:
-    """The rate of the next step, for the groups without a factor of their own."""
+    """The rate of the next step, for the groups without a factor of their own. Schedules count epochs of any length."""
     progress = state.progress
     stage, epoch = stage_at(recipe, progress.epoch)
     return (
@@ -108,26 +114,36 @@ def _train_epoch(
         state.tally.sums.zero_()
         if progress.epoch > 0 and stage_at(recipe, progress.epoch)[1] == 0:
             state.start_stage()
+        if state.hard is not None:
+            state.hard.begin_epoch()
+    images = recipe.images_of(progress.epoch, loader.store.num_samples)
+    losses = state.hard.known() if state.hard is not None and images < loader.store.num_samples else None
+    steps_per_epoch = loader.steps_over(images)
     training = not (recipe.eval_mode_after_first_epoch and progress.epoch > 0)
     _set_mode(net, recipe, state, training=training)
     modes = [(module, module.training) for module in state.model.modules()]
-    steps = StepLog(loader.steps_per_epoch)
+    random = any(isinstance(module, _DropoutNd) for module, _ in modes)
+    steps = StepLog(steps_per_epoch, world.device)
     options.on_stage("data", progress.step)
-    for batch in steps.timed(loader.batches(progress.epoch, progress.epoch_step)):
+    for batch in steps.timed(loader.batches(progress.epoch, progress.epoch_step, images, losses)):
         options.on_stage("step", progress.step)
         if any(module.training != mode for module, mode in modes):
             raise RuntimeError("the model's train/eval mode was changed inside the epoch")
-        torch.manual_seed(step_seed(recipe.seed, progress.step, world.rank))
-        progress.lr = learning_rate(recipe, state, loader.steps_per_epoch)
+        if random:
+            torch.manual_seed(step_seed(recipe.seed, progress.step, world.rank))
+        progress.lr = learning_rate(recipe, state, steps_per_epoch)
         set_learning_rate(state.optimizers, progress.lr / recipe.optim.lr)
-        freeze_layers(state.model, recipe, progress.step, loader.steps_per_epoch)
+        epochs_done = progress.epoch + progress.epoch_step / steps_per_epoch
+        freeze_layers(state.model, recipe, epochs_done / recipe.total_epochs)
         result = train_step(net, state, recipe, batch, world, microbatch=options.microbatch)
+        if state.hard is not None:
+            state.hard.note(batch, result.losses, world)
         progress.step += 1
         progress.epoch_step += 1
         steps.add(state, batch, result)
         save = bool(options.checkpoint_steps) and progress.step % options.checkpoint_steps == 0
-        last = progress.epoch_step == loader.steps_per_epoch
-        if save or last or len(steps.done) >= options.report_steps:
+        last = progress.epoch_step == steps_per_epoch
+        if save or last or len(steps.done) >= options.pace.steps:
             options.on_stage("report", progress.step)
             yield steps.report(recipe, state, world, options, save=save)
             steps.since = time.monotonic()  # what the caller did meanwhile is not training

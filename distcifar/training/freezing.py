@@ -19,15 +19,14 @@ def require_layers(model: nn.Module, recipe: Recipe) -> None:
             )
 
 
-def freeze_layers(model: nn.Module, recipe: Recipe, step: int, steps_per_epoch: int) -> None:
-    """Takes the layers out of the training whose time has come at step `step` (from 0) of the whole run.
+def freeze_layers(model: nn.Module, recipe: Recipe, share: float) -> None:
+    """Takes the layers out of the training whose time has come at `share` (0 to 1) of the whole run.
 
-    A function of the step alone, so a run that goes on does the same. Where everything below a layer is frozen as
+    A function of the moment alone, so a run that goes on does the same. Where everything below a layer is frozen as
     well, autograd ends there: freezing a whitening's bias saves the second layer's gradient of its input.
     """
     if not recipe.optim.freeze:
         return
-    share = step / (steps_per_epoch * recipe.total_epochs)
     due = [layer for layer, after in recipe.optim.freeze_after.items() if share >= after]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and any(_within(name, layer) for layer in due):

@@ -24,7 +24,8 @@ class Tally:
 
     def add(self, losses: Tensor, correct: Tensor) -> None:
         """Adds per-sample losses float [n] and hits bool [n]."""
-        self.sums += torch.stack([losses.sum(), correct.sum(), losses.new_tensor(len(losses))]).to(self.sums)
+        count = losses.new_full((), len(losses))  # made on the device: a copy from the host would wait for it
+        self.sums += torch.stack([losses.sum(), correct.sum(), count]).to(self.sums)
 
     def over_ranks(self, world: World) -> tuple[float, float, int]:
         """Mean loss, accuracy 0-1 and number of samples over all ranks. A collective."""

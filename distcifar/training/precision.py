@@ -22,12 +22,12 @@ def resolve_precision(wanted: str, model: nn.Module, images: Tensor, world: Worl
     """
     if wanted != "auto":
         return wanted
-    times = {name: _step_seconds(model, images[:PROBE_IMAGES], name) for name in ("fp32", "bf16")}
+    times = {name: step_seconds(model, images[:PROBE_IMAGES], name) for name in ("fp32", "bf16")}
     faster = torch.tensor(float(times["bf16"] < times["fp32"]), device=world.device)
     return "bf16" if world.broadcast(faster).item() else "fp32"
 
 
-def _step_seconds(model: nn.Module, images: Tensor, precision: str) -> float:
+def step_seconds(model: nn.Module, images: Tensor, precision: str) -> float:
     """The fastest of a few forward and backward passes of a copy of `model`, after one to warm up."""
     probe = copy.deepcopy(model).train()
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)

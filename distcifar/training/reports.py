@@ -9,6 +9,7 @@ import torch
 
 from distcifar.config import Recipe
 from distcifar.data.loader import Batch
+from distcifar.data.waiting import Moment, moment, seconds_between
 from distcifar.training import metrics
 from distcifar.training.divergence import Done, require_sound
 from distcifar.training.metrics import Evaluation
@@ -17,13 +18,31 @@ from distcifar.training.step import StepResult
 from distcifar.world import World
 
 Row = dict[str, Any]
+REPORT_SECONDS = 0.5  # between two reports of a run
+
+
+@dataclass
+class Pace:
+    """How many steps go between two reports: as many as take about `seconds`, the same number on every rank.
+
+    The first report comes after one step and the number doubles at most: the first steps take long, and a NaN among
+    them is to be found soon.
+    """
+
+    seconds: float = 0.0  # 0: a report after every step
+    steps: int = 1
+
+    def wanted(self, done: int, elapsed: float) -> int:
+        """How many this rank would do next, after `done` steps in `elapsed` seconds."""
+        return max(1, int(min(2 * self.steps, self.seconds * done / max(elapsed, 1e-9))))
 
 
 @dataclass(frozen=True)
 class FitOptions:
     """How the loop talks to its caller; nothing here changes the numbers."""
 
-    report_steps: int = 1  # steps between reports: each makes the host wait for the device
+    pace: Pace = field(default_factory=Pace)  # of reports: each makes the host wait for the device
+    ask_batches: int = 1  # batches of an evaluation between two questions whether to stop, which make it wait as well
     checkpoint_steps: int = 0  # ask for a checkpoint every N steps (0: only after epochs)
     should_stop: Callable[[], bool] = lambda: False  # asked on every rank; one True stops all at one step
     on_stage: Callable[[str, int], None] = lambda stage, step: None  # told where this rank is: signs of life
@@ -33,7 +52,7 @@ class FitOptions:
     def interrupted(self, batch: int, world: World) -> bool:
         """Whether a rank wishes to stop before batch `batch` of an evaluation. A collective, now and then."""
         self.on_stage("evaluate", batch)
-        return batch % self.report_steps == 0 and world.any(self.should_stop())
+        return batch % self.ask_batches == 0 and world.any(self.should_stop())
 
 
 @dataclass(frozen=True)
@@ -66,18 +85,19 @@ class StepLog:
     """Steps that were done and not yet reported; their tensors stay on the device until then."""
 
     steps_per_epoch: int
+    device: torch.device
     done: list[Done] = field(default_factory=list)
-    waited: float = 0.0
+    waits: list[tuple[Moment, Moment]] = field(default_factory=list)  # for batches, from when to when
     since: float = field(default_factory=time.monotonic)  # stands still while a laptop sleeps
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """`batches`, with the time spent waiting for them added up."""
+        """`batches`, with the moments noted between which the device waits for each."""
         while True:
-            start = time.monotonic()
+            start = moment(self.device)
             batch = next(batches, None)
-            self.waited += time.monotonic() - start
             if batch is None:
                 return
+            self.waits.append((start, moment(self.device)))
             yield batch
 
     def add(self, state: TrainState, batch: Batch, result: StepResult) -> None:
@@ -89,16 +109,22 @@ class StepLog:
     def report(self, recipe: Recipe, state: TrainState, world: World, options: FitOptions, *, save: bool) -> StepReport:
         """One transfer from the device and one collective for all steps since the last report."""
         values = torch.stack([t for done in self.done for t in (done.result.loss, done.result.grad_norm)])
-        losses, norms = values.view(-1, 2).unbind(1)
-        stop = losses.new_tensor([float(options.should_stop())])
+        losses, device_norms = values.view(-1, 2).unbind(1)
+        norms = device_norms.tolist()
+        elapsed = time.monotonic() - self.since  # also by the device's clock, which stands at this place now
+        # The primary's clock says for all ranks when to report next.
+        steps = options.pace.wanted(len(self.done), elapsed) if world.is_primary else 0
+        asked = losses.new_tensor([float(options.should_stop()), float(steps)])
         # The epoch's sums go to rank 0 with the rest: a checkpoint made now is to hold those of all ranks.
-        sums = world.sum(torch.cat([losses.double(), stop.double(), state.tally.sums]))
-        *global_losses, stops = sums[:-3].tolist()
+        sums = world.sum(torch.cat([losses.double(), asked.double(), state.tally.sums]))
+        *global_losses, stops, next_steps = sums[:-3].tolist()
+        options.pace.steps = int(next_steps)
         state.tally.sums = world.only_primary(sums[-3:])
-        require_sound(recipe, state, self.done, global_losses, norms.tolist())
-        elapsed = time.monotonic() - self.since
+        require_sound(recipe, state, self.done, global_losses, norms)
+        waited = sum(seconds_between(*wait) for wait in self.waits)
         state.progress.seconds += elapsed
         speed = sum(done.images for done in self.done) / max(elapsed, 1e-9)
+        memory = memory_bytes(world.device)
         rows = [
             {
                 "kind": "step",
@@ -108,12 +134,12 @@ class StepLog:
                 metrics.LEARNING_RATE: done.lr,
                 metrics.GRADIENT_NORM: norm,
                 metrics.IMAGES_PER_SECOND: speed,
-                metrics.DATA_WAIT: min(1.0, self.waited / max(elapsed, 1e-9)),
-                metrics.MEMORY: memory_bytes(world.device),
+                metrics.DATA_WAIT: min(1.0, waited / max(elapsed, 1e-9)),
+                metrics.MEMORY: memory,
             }
-            for done, loss, norm in zip(self.done, global_losses, norms.tolist(), strict=True)
+            for done, loss, norm in zip(self.done, global_losses, norms, strict=True)
         ]
-        self.done, self.waited, self.since = [], 0.0, time.monotonic()
+        self.done, self.waits, self.since = [], [], time.monotonic()
         return StepReport(rows, save=save or stops > 0, stopping=stops > 0)
 
 

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distcifar.config import Recipe
 from distcifar.models import Net
+from distcifar.training.hard_images import HardImages
 from distcifar.training.metrics import Tally
 from distcifar.training.optim import build_optimizers
 from distcifar.training.schedule import Plateau
@@ -57,6 +58,7 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=False)
         self.best: Weights | None = None
         self.tally = Tally(device)  # training sums of the current epoch
+        self.hard: HardImages | None = None  # what the recipe's hard_share is taken of
         self.progress = Progress()
 
     @property
@@ -98,6 +100,8 @@ class TrainState:
             for p, slots in optimizer.state.items():
                 found |= {f"optim.{names[p]}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
         found["tally"] = self.tally.sums
+        if self.hard is not None:
+            found |= {"hard.losses": self.hard.losses, "hard.before": self.hard.before}
         return found
 
     def scalars(self) -> dict[str, Any]:
@@ -126,11 +130,14 @@ class TrainState:
             slots.setdefault(parameter, {})[slot] = value
         names = {p: name for name, p in self.model.named_parameters()}
         for optimizer in self.optimizers:
-            ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]  # as torch numbers them
-            numbered = {j: slots[name] for j, name in enumerate(ordered) if name in slots}
+            ordered = [p for group in optimizer.param_groups for p in group["params"]]  # as torch numbers them
+            numbered = {j: _like(p, slots[names[p]]) for j, p in enumerate(ordered) if names[p] in slots}
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": numbered, "param_groups": groups})
         self.tally.sums.copy_(tensors["tally"])
+        if self.hard is not None and "hard.losses" in tensors:  # else a branch that has just switched it on
+            device = self.tally.sums.device
+            self.hard = HardImages(tensors["hard.losses"].to(device), tensors["hard.before"].to(device))
         progress = dict(scalars["progress"])
         progress["plateau"] = Plateau(**progress["plateau"])
         self.progress = Progress(**progress)
@@ -138,6 +145,16 @@ class TrainState:
         if scalars["scaler"]:  # empty unless fp16 was on
             self.scaler.load_state_dict(scalars["scaler"])
         self.best = {k: v.to(self.tally.sums.device) for k, v in chosen.items()} if scalars["has_best"] else None
+
+
+def _like(parameter: Tensor, slots: Weights) -> Weights:
+    """An optimizer's slots in the parameter's memory layout: files have none, and fused optimizers go by memory."""
+
+    def laid_out(value: Tensor) -> Tensor:
+        same = value.shape == parameter.shape
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if same else value
+
+    return {name: laid_out(value) for name, value in slots.items()}
 
 
 def _under(tensors: Weights, prefix: str) -> Weights:

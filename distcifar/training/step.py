@@ -24,6 +24,7 @@ class StepResult:
 
     loss: Tensor  # float [], this rank's part of the global mean loss
     grad_norm: Tensor  # float [], of the global gradient before clipping
+    losses: Tensor  # float [n], of this rank's samples
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -31,22 +32,36 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
-def sample_losses(logits: Tensor, batch: Batch, part: slice, smoothing: float) -> Tensor:
-    """Cross-entropy of each sample of `part`: float [n]; of a mixture, the mixed loss of both labels."""
+class Losses(nn.Module):
+    """A net with its loss, as one: this is what DDP wraps and the compiler compiles."""
 
-    def loss(labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels[part], reduction="none", label_smoothing=smoothing)
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
 
-    if batch.partner_labels is None or batch.own_share is None:
-        return loss(batch.labels)
-    own = batch.own_share[part]
-    return own * loss(batch.labels) + (1 - own) * loss(batch.partner_labels)
+    def forward(
+        self, images: Tensor, labels: Tensor, partner_labels: Tensor | None, own_share: Tensor | None, smoothing: float
+    ) -> tuple[Tensor, Tensor]:  # -> losses float [n], hits bool [n]
+        logits = self.net(images).float()
+        losses = sample_losses(logits, labels, partner_labels, own_share, smoothing)
+        return losses, logits.detach().argmax(1) == labels
+
+
+def sample_losses(
+    logits: Tensor, labels: Tensor, partner_labels: Tensor | None, own_share: Tensor | None, smoothing: float
+) -> Tensor:
+    """Cross-entropy of each sample: float [n]; of a mixture, the mixed loss of both labels."""
+    own = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    if partner_labels is None or own_share is None:
+        return own
+    partner = F.cross_entropy(logits, partner_labels, reduction="none", label_smoothing=smoothing)
+    return own_share * own + (1 - own_share) * partner
 
 
 def train_step(
     net: nn.Module, state: TrainState, recipe: Recipe, batch: Batch, world: World, *, microbatch: int = 0
 ) -> StepResult:
-    """Updates `state` by one step on this rank's share `batch`; `net` is its model as wrapped for the world.
+    """Updates `state` by one step on this rank's share `batch`; `net`: `Losses` of its model, wrapped for the world.
 
     The share is computed in optim.accumulate parts, or in more where one would exceed `microbatch` images.
 
@@ -61,21 +76,28 @@ def train_step(
     count = max(1, min(wanted, n // 2))
     parts = [share(n, i, count) for i in range(count)]
     total = torch.zeros((), device=world.device)
+    each: list[Tensor] = []
     for part in parts:
         with _no_sync(net) if part is not parts[-1] else nullcontext():
             with autocast(world.device, state.progress.precision):
-                images = batch.images[part]
-                logits = net(images if n > 1 else images.repeat(2, 1, 1, 1))[: part.stop - part.start]
-            logits = logits.float()
-            losses = sample_losses(logits, batch, part, recipe.label_smoothing)
+                losses, hits = net(*_inputs(batch, part), recipe.label_smoothing)
+            losses, hits = losses[: part.stop - part.start], hits[: part.stop - part.start]
             if not batch.counted:
                 losses = losses * 0.0
             loss = losses.sum() * (world.size / batch.total)
             state.scaler.scale(loss).backward()
         if batch.counted:
-            state.tally.add(losses.detach(), logits.detach().argmax(1) == batch.labels[part])
+            state.tally.add(losses.detach(), hits)
         total += loss.detach() / world.size
-    return StepResult(total, _update(state, recipe))
+        each.append(losses.detach())
+    return StepResult(total, _update(state, recipe), torch.cat(each))
+
+
+def _inputs(batch: Batch, part: slice) -> list[Tensor | None]:
+    """What `Losses` takes of the samples of `part`; a batch of one sample has it twice, as BatchNorm needs."""
+    found = (batch.images, batch.labels, batch.partner_labels, batch.own_share)
+    lone = len(batch.labels) == 1
+    return [None if t is None else torch.cat([t, t]) if lone else t[part] for t in found]
 
 
 def _update(state: TrainState, recipe: Recipe) -> Tensor:

@@ -77,7 +77,7 @@ def test_sigterm_leaves_a_checkpoint_that_is_at_most_a_step_old(
 ):
     words = WORDS
     if phase == "compile":
-        words = (*WORDS, "--compile")
+        words = (*WORDS, "--compile", "on")
         compiled = Program(place, "whole-compiled", *words)
         compiled.finish()
         whole = compiled.folder

@@ -71,7 +71,7 @@ def test_a_run_leaves_what_docs_runs_md_says(whole: tuple[Path, str, str]):
     names = {path.name for path in folder.iterdir()} - {"system.jsonl"}  # of runs that take more than a second
     assert names == {
         "recipe.json", "run.json", "metrics.jsonl", "metrics.csv", "events.jsonl", "summary.json", "curves.png",
-        "samples.npz", "samples.png", "tracking.json", "checkpoints", "model",
+        "samples.npz", "samples.png", "startup.json", "tracking.json", "checkpoints", "model",
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.8, "the synthetic set is learnable"
@@ -83,6 +83,42 @@ def test_a_run_leaves_what_docs_runs_md_says(whole: tuple[Path, str, str]):
         verify(checkpoint, FILES)
     verify(folder / "model", (*MODEL_FILES, "README.md"))
     assert summary["model_sha256"] == sha256_of(folder / "model" / "model.safetensors")
+
+
+def test_a_start_is_told_by_its_stages(whole: tuple[Path, str, str]):
+    folder, out, _ = whole
+    startup = json.loads((folder / "startup.json").read_text())
+    assert [stage["name"] for stage in startup["stages"]] == [
+        "imports", "data check", "run folder", "libraries", "workers", "data", "model", "first batch", "first step",
+    ]  # fmt: skip
+    assert sum(stage["seconds"] for stage in startup["stages"]) == pytest.approx(startup["total"], abs=0.01)
+    assert out.count(f"First step after {startup['total']:.1f} s\n") == 1
+
+
+def test_a_start_imports_no_more_than_it_needs_and_compiles_nothing_again(place: Path, whole: tuple[Path, str, str]):
+    """What is looked at is the process at the end of its first step; `whole` has left the kernel in numba's cache."""
+    program = """
+import os, runpy, sys
+from distcifar.tracking import startup
+
+def told(*_):
+    from distcifar.data.kernel import fill_batch
+    late = {"torch._dynamo", "torchvision", "ffcv", "wandb", "matplotlib", "PIL", "jinja2"}
+    found = sorted(late & set(sys.modules)), len(fill_batch.stats.cache_misses), len(fill_batch.stats.cache_hits) > 0
+    print(*found, flush=True)
+    os._exit(0)
+
+startup.describe = told
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    jobs = REPOSITORY / "jobs"
+    words = ["debug", "--name", "lean", "--data-root", str(place / "data"), "--runs", str(place / "runs")]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(jobs / "train.py"), *words], cwd=place, capture_output=True, text=True,
+        env=ENVIRONMENT | {"PYTHONPATH": str(jobs)}, timeout=240, check=False,
+    )  # fmt: skip
+    assert ended.stdout.split("\n")[-2:] == ["[] 0 True", ""], ended.stderr
 
 
 def test_a_program_that_has_imported_the_compiler_ends_without_a_word(place: Path):

@@ -79,7 +79,7 @@ class Ours:
 
     def batch_of(self, ids: np.ndarray, epoch: int) -> torch.Tensor:
         """Our pixels, for the plain script."""
-        return self.pixels.train(self.images, torch.from_numpy(ids), ids, epoch).contiguous()
+        return self.pixels.train(self.images, torch.from_numpy(ids), self.pixels.draw(ids, epoch)).contiguous()
 
     def losses(self) -> list[float]:
         losses: list[float] = []

@@ -72,7 +72,9 @@ def small_data(
         return ResidentStore(*small_images(count, seed), device)
 
     loaders = Loaders(
-        TrainLoader(split(train, 1), pixels, recipe.batch_size, recipe.seed, world, recipe.drop_last),
+        TrainLoader(
+            split(train, 1), pixels, recipe.batch_size, recipe.seed, world, recipe.drop_last, recipe.total_epochs
+        ),
         EvalLoader(split(validation, 2), pixels, eval_batch, world) if validation else None,
         EvalLoader(split(test, 3), pixels, eval_batch, world),
         CLASSES,
@@ -185,6 +187,7 @@ RANK_RECIPES = {
         optim=OptimConfig(name="muon", lr=0.1, muon_lr=0.02, accumulate=3),
         ema_decay=0.5,
     ),
+    "hard": small_recipe(batch_size=14, epochs=3, hard_share=0.6, hard_from=0.3),
 }
 NORM_RECIPE = small_recipe(batch_size=10, model=NORM_CNN, ema_decay=0.6, optim=OptimConfig(name="adam", lr=0.01))
 DIVERGING = small_recipe(

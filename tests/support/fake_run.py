@@ -227,7 +227,7 @@ def launched(folder: Path, plan: Plan, environment: Mapping[str, str]) -> None:
     with (
         patch.object(launching, "prepare", lambda *_, **__: prepared),
         patch.object(launching, "collect_facts", lambda *_: facts),
-        patch.object(launching, "_fit", fit),
+        patch.object(launching, "_fitting", lambda spec: fit),
     ):
         launch(DEBUG, spec, listen=lambda row: None, announce=print, environment=environment)
 

@@ -53,7 +53,7 @@ def typed(
     with (
         patch.object(launching, "prepare", lambda *_, **__: SimpleNamespace(folder=runs, digest=data)),
         patch.object(launching, "collect_facts", lambda spec, folder, digest: {"data_digest": digest}),
-        patch.object(launching, "_fit", _fit),
+        patch.object(launching, "_fitting", lambda spec: _fit),
         patch.object(stopping, "POLL_SECONDS", 0.0),  # a wish to stop is seen at the next step
     ):
         return launch(recipe, spec_of(runs, name, **words), listen=listen, announce=print)

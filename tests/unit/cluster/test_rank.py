@@ -16,6 +16,7 @@ from distcifar.cluster.launch import RunResult
 from distcifar.config import OptimConfig, Recipe
 from distcifar.errors import DivergenceError, RunError
 from distcifar.tracking.journal import read_events
+from distcifar.tracking.startup import read_startup
 from distcifar.training import engine
 from distcifar.training.checkpoint import checkpoints, load_checkpoint
 from distcifar.world import World
@@ -204,10 +205,13 @@ def test_a_launch_that_is_refused_for_its_failures_leaves_the_run_to_the_next_on
     for _ in range(3):
         with pytest.raises(Killed):
             on_rank(World(), job, listen=killed_at(2))
+    begun = read_startup(tmp_path / "run")
     error = on_rank(World(), job)["error"]
     assert isinstance(error, RunError)
     assert "failed 3 times after step 2" in str(error)
     assert "summary" in on_rank(World(), replace(job, launch="second"))
+    again = read_startup(tmp_path / "run")
+    assert (begun["launch"], again["launch"]) == ("first", "second")
 
 
 # Clocks
@@ -217,6 +221,7 @@ STAMPS = {  # a name; notes of a moment
     "cluster/facts.py": 1,
     "tracking/journal.py": 1,
     "tracking/system.py": 1,
+    "tracking/startup.py": 1,
     "tracking/registry/registry.py": 1,
     "insight/report.py": 1,
 }

@@ -212,9 +212,9 @@ def test_a_missing_half_is_told(damaged):
 
 def test_a_later_format_is_refused(folder, tmp_path):
     path = tmp_path / "train.beton"
-    text = to_text(replace(verify(folder / "train.beton"), format_version=2))
+    text = to_text(replace(verify(folder / "train.beton"), format_version=3))
     sidecar_of(path).write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match="format version 2"):
+    with pytest.raises(DataError, match="format version 3"):
         verify(path)
 
 

@@ -1,6 +1,7 @@
 """What the random numbers mean for an image: every draw is in range, uniform, and a function of (seed, epoch, id)."""
 
 import itertools
+import math
 from dataclasses import astuple, fields
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
 from distcifar.config import AugmentConfig
-from distcifar.data.draws import draw_boxes, draw_colours, draw_mix, draw_moves
+from distcifar.data.draws import cutmix_boxes, draw_boxes, draw_colours, draw_mix, draw_moves
+from distcifar.data.plan import Slot, uniforms
 
 IDS = np.arange(20_000)
 EVERYTHING = AugmentConfig(
@@ -209,3 +211,20 @@ def test_partners_are_any_sample_and_shares_are_beta(name):
     assert abs(chi_square(partners, 50)) < 5
     assert own_share.var() == pytest.approx(1 / (4 * 1.8), rel=0.03)
     assert abs(np.corrcoef(partners, own_share)[0, 1]) < 5 / np.sqrt(len(IDS))
+
+
+@pytest.mark.parametrize("size", [1, 5, 32])
+def test_a_cutmix_box_lies_around_its_centre_and_its_share_is_counted(size):
+    ids = IDS[:2000]
+    own_share = uniforms(7, 0, ids, 0)
+    boxes, left_over = cutmix_boxes(3, 2, ids, own_share, size)
+    centres = [uniforms(3, 2, ids, slot) for slot in (Slot.CUTMIX_Y, Slot.CUTMIX_X)]
+    for i, (top, bottom, left, right) in enumerate(boxes.tolist()):
+        half = math.sqrt(1 - own_share[i]) / 2
+        for (first, last), centre in (((top, bottom), centres[0][i]), ((left, right), centres[1][i])):
+            assert first == round(max(centre - half, 0) * size)
+            assert last == round(min(centre + half, 1) * size)
+        assert left_over[i] == pytest.approx(1 - (bottom - top) * (right - left) / size**2, abs=1e-12)
+    whole, share = cutmix_boxes(3, 2, ids, np.ones(len(ids)), size)
+    assert (share == 1).all()
+    assert (whole[:, 0] == whole[:, 1]).all()

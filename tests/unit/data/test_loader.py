@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distcifar.config import AugmentConfig
 from distcifar.data import pixels
+from distcifar.data.augment import resize
 from distcifar.data.draws import draw_mix
 from distcifar.data.loader import EvalLoader, TrainLoader
 from distcifar.data.pixels import PixelPipeline
@@ -27,8 +28,8 @@ CUTMIX = replace(MOVES, cutmix=1.0)
 COMPUTED = AugmentConfig(flip="random", brightness=0.3, hue=0.1, rotation=10, random_resized_crop=6)
 
 
-def pipeline(config, num_samples=N):
-    return PixelPipeline(config, SEED, SIZE, num_samples, (0.5, 0.4, 0.3), (0.25, 0.2, 0.1), CPU)
+def pipeline(config, num_samples=N, *, device=CPU, size=SIZE):
+    return PixelPipeline(config, SEED, size, num_samples, (0.5, 0.4, 0.3), (0.25, 0.2, 0.1), device)
 
 
 def unchanged(num_samples=N):
@@ -220,6 +221,34 @@ def test_a_run_may_go_on_with_another_number_of_ranks(resident):
     """Step 3 and 4 of an epoch that one rank began are the same for four."""
     whole = global_batches(ranks(resident, MOVES, 8, 1), 1)
     assert_same(global_batches(ranks(resident, MOVES, 8, 4), 1, first_step=3), whole[3:])
+
+
+def test_pictures_grow_with_the_training_and_are_the_whole_ones_shrunk(resident):
+    """Three epochs of ceil(N/8) steps: 5 pixels until a third of them, then 7 until a half, then all 8."""
+    growing = replace(MOVES, progressive=("5@0.3333", "7@0.5"))
+    (loader,), (whole,) = (ranks(resident, config, 8, 1, epochs=3) for config in (growing, MOVES))
+    sides = []
+    for epoch in range(3):
+        for step in range(loader.steps_per_epoch):
+            batch, full = next(loader.batches(epoch, step)), next(whole.batches(epoch, step))
+            sides.append(batch.images.shape[2])
+            shrunk = full.images if sides[-1] == SIZE else resize(full.images, sides[-1])
+            assert torch.equal(batch.images, shrunk)
+            assert batch.images.shape[3] == sides[-1]
+    steps = loader.steps_per_epoch
+    half = -(-steps // 2)
+    assert sides == [5] * steps + [7] * half + [SIZE] * (2 * steps - half)
+
+
+def test_an_epoch_over_the_hardest_images_is_the_rest_of_the_whole_order(resident):
+    (loader,) = ranks(resident, MOVES, 8, 1)
+    losses = np.random.default_rng(1).random(N).astype(np.float32)
+    batches = list(loader.batches(2, 0, 20, losses))
+    order = epoch_order(SEED, 2, N)
+    expected = [i for i in order if losses[i] >= np.sort(losses)[-20]]
+    assert np.concatenate([batch.ids for batch in batches]).tolist() == expected
+    assert [len(batch.ids) for batch in batches] == [8, 8, 4]
+    assert len(list(loader.batches(2, 2, 20, losses))) == 1
 
 
 def test_ending_a_streamed_epoch_early_30_times_leaves_no_thread(streamed):

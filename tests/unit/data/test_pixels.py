@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distcifar.config import AugmentConfig
 from distcifar.data import augment
-from distcifar.data.draws import draw_boxes, draw_colours, draw_mix, draw_moves
+from distcifar.data.draws import cutmix_boxes, draw_boxes, draw_colours, draw_mix, draw_moves
 from distcifar.data.pixels import PixelPipeline, normalisation
-from distcifar.data.plan import Slot, uniforms
+from distcifar.data.transfer import each_array, to_device
 from distcifar.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -33,6 +35,10 @@ def plain(config, channels=3):
 def images(channels=3):
     pixels = np.random.default_rng(0).integers(1, 256, (N, SIZE, SIZE, channels), dtype=np.uint8)
     return torch.from_numpy(pixels)
+
+
+def trained(pixels, stored, rows=ROWS, ids=IDS, epoch=0):
+    return pixels.train(stored, rows, pixels.draw(ids, epoch))
 
 
 # ---- normalisation
@@ -66,7 +72,7 @@ def test_a_channel_without_variance_stays_finite():
 @pytest.mark.parametrize("config", [AugmentConfig(), MOVES, replace(MOVES, crop_fill="zeros"), COLOURS])
 def test_the_model_is_given_float32_channels_first_in_channels_last_memory(config, channels):
     pixels = pipeline(config, channels)
-    for batch in (pixels.train(images(channels), ROWS, IDS, 0), pixels.evaluate(images(channels), ROWS)):
+    for batch in (trained(pixels, images(channels)), pixels.evaluate(images(channels), ROWS)):
         assert batch.shape == (N, channels, SIZE, SIZE)
         assert batch.dtype == torch.float32
         assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -81,7 +87,7 @@ def test_moved_pixels_are_those_that_the_draws_name(fill, channels):
     moved = augment.move(images(channels), ROWS, moves, reflect=fill == "reflect")
     table = torch.from_numpy(augment.normalisation_table(pixels.mean, pixels.std))
     expected = augment.cut_out(augment.normalise(moved, table), moves, config.cutout)
-    assert torch.equal(pixels.train(images(channels), ROWS, IDS, 5), expected)
+    assert torch.equal(trained(pixels, images(channels), epoch=5), expected)
 
 
 def test_computed_pixels_are_moved_coloured_turned_cropped_resized_normalised_and_cut():
@@ -93,31 +99,30 @@ def test_computed_pixels_are_moved_coloured_turned_cropped_resized_normalised_an
     expected = augment.rotate(augment.jitter(expected, colours), colours.angle)
     expected = augment.resize(augment.crop_and_resize(expected, draw_boxes(0, 2, IDS, SIZE), 6), 10)
     mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
-    trained = pixels.train(images(), ROWS, IDS, 2)
-    torch.testing.assert_close(trained, (expected - mean) / std, rtol=0, atol=1e-5)
+    torch.testing.assert_close(trained(pixels, images(), epoch=2), (expected - mean) / std, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [MOVES, replace(MOVES, flip="alternate"), COLOURS])
 def test_epochs_and_seeds_give_other_pixels_and_repetition_the_same(config):
-    first = pipeline(config).train(images(), ROWS, IDS, 0)
-    assert torch.equal(pipeline(config).train(images(), ROWS, IDS, 0), first)
-    assert not torch.equal(pipeline(config).train(images(), ROWS, IDS, 1), first)
-    assert not torch.equal(pipeline(config, seed=1).train(images(), ROWS, IDS, 0), first)
+    first = trained(pipeline(config), images())
+    assert torch.equal(trained(pipeline(config), images()), first)
+    assert not torch.equal(trained(pipeline(config), images(), epoch=1), first)
+    assert not torch.equal(trained(pipeline(config, seed=1), images()), first)
 
 
 @pytest.mark.parametrize(("config", "tolerance"), [(MOVES, 0.0), (COLOURS, 1e-5)])
 def test_a_sample_looks_the_same_in_any_company(config, tolerance):
     pixels = pipeline(config)
-    together = pixels.train(images(), ROWS, IDS, 3)
+    together = trained(pixels, images(), epoch=3)
     for order in ([4], [7, 2], [11, 10, 9, 8, 7]):
-        some = pixels.train(images(), ROWS[order], IDS[order], 3)
+        some = trained(pixels, images(), ROWS[order], IDS[order], 3)
         torch.testing.assert_close(some, together[order], rtol=0, atol=tolerance)
 
 
 def test_the_stored_images_are_never_written_to():
     stored = images()
     for config in (MOVES, COLOURS):
-        pipeline(config).train(stored, ROWS, IDS, 0)
+        trained(pipeline(config), stored)
         pipeline(config).evaluate(stored, ROWS)
     assert torch.equal(stored, images())
 
@@ -127,7 +132,7 @@ def test_cutout_falls_everywhere_on_the_picture_that_the_model_is_given(config):
     """Also where that picture is larger than the stored one."""
     ids = np.arange(1000)
     white = torch.full((1, SIZE, SIZE, 3), 255, dtype=torch.uint8)
-    seen = plain(replace(config, cutout=5)).train(white, torch.zeros(len(ids), dtype=torch.int64), ids, 0)
+    seen = trained(plain(replace(config, cutout=5)), white, torch.zeros(len(ids), dtype=torch.int64), ids)
     cut = (seen == 0).all(1)
     assert cut.any(0).all()
     assert cut.any(2).any(1).all()  # and no sample goes without
@@ -137,7 +142,7 @@ def test_cutout_of_a_smaller_picture_always_falls_on_it():
     ids = np.arange(1000)
     white = torch.full((1, SIZE, SIZE, 3), 255, dtype=torch.uint8)
     small = plain(AugmentConfig(random_resized_crop=4, cutout=1))
-    seen = small.train(white, torch.zeros(len(ids), dtype=torch.int64), ids, 0)
+    seen = trained(small, white, torch.zeros(len(ids), dtype=torch.int64), ids)
     assert (seen == 0).all(1).any(2).any(1).all()
 
 
@@ -152,7 +157,7 @@ def test_evaluation_changes_nothing_but_the_scale():
 
 def test_without_augmentation_training_and_evaluation_see_the_same_bits():
     pixels = pipeline(AugmentConfig())
-    assert torch.equal(pixels.train(images(), ROWS, IDS, 9), pixels.evaluate(images(), ROWS))
+    assert torch.equal(trained(pixels, images(), epoch=9), pixels.evaluate(images(), ROWS))
 
 
 def test_evaluation_takes_the_rows_it_is_given():
@@ -186,7 +191,7 @@ def test_training_and_evaluation_give_the_model_one_size_of_picture(resized_crop
         assert not resize
         return
     expected = (N, 3, pixels.output_size(), pixels.output_size())
-    assert pixels.train(images(), ROWS, IDS, 0).shape == expected
+    assert trained(pixels, images()).shape == expected
     assert pixels.evaluate(images(), ROWS).shape == expected
 
 
@@ -213,25 +218,27 @@ def test_mixup_blends_with_the_partner_and_says_how_much():
     config = replace(MOVES, mixup=0.4)
     pixels = pipeline(config)
     partners, share = draw_mix(config, 0, 1, IDS, 1000)
-    for ours, theirs in zip(pixels.draw_mix(IDS, 1), (partners, share), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    mixed, own_share = pixels.mix(images() / 255, images().flip(0) / 255, share, IDS, 1)
+    drawn, mixture = pixels.draw_mix(IDS, 1)
+    np.testing.assert_array_equal(drawn, partners)
+    np.testing.assert_array_equal(mixture.own_share, share)
+    mixed = pixels.mix(images() / 255, images().flip(0) / 255, mixture)
     weight = torch.from_numpy(share)[:, None, None, None]
     expected = (images() * weight + images().flip(0) * (1 - weight)) / 255
     torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=1e-6)
-    assert own_share.dtype == torch.float32
-    np.testing.assert_allclose(own_share.numpy(), share, rtol=1e-6)
 
 
 def test_cutmix_says_how_many_pixels_are_the_images_own():
-    config = AugmentConfig(cutmix=1.0)
-    _, share = draw_mix(config, 0, 0, IDS, 1000)
-    centres = [uniforms(0, 0, IDS, slot) for slot in (Slot.CUTMIX_Y, Slot.CUTMIX_X)]
+    """Of the picture that the model is given, which is larger than the stored one here."""
+    config = AugmentConfig(cutmix=1.0, resize=16)
+    partners, mixture = pipeline(config).draw_mix(IDS, 0)
+    drawn, share = draw_mix(config, 0, 0, IDS, 1000)
+    boxes, _ = cutmix_boxes(0, 0, IDS, share, 16)
+    np.testing.assert_array_equal(partners, drawn)
+    np.testing.assert_array_equal(mixture.boxes, boxes)
     own, other = torch.zeros(N, 3, 16, 16), torch.ones(N, 3, 16, 16)
-    mixed, own_share = pipeline(config).mix(own, other, share, IDS, 0)
-    assert torch.equal(mixed, augment.cutmix(own, other, share, *centres)[0])
-    torch.testing.assert_close(own_share, 1 - mixed.mean((1, 2, 3)))
-    assert 0 < own_share.min() < own_share.max()
+    mixed = pipeline(config).mix(own, other, mixture)
+    np.testing.assert_allclose(mixture.own_share, 1 - mixed.mean((1, 2, 3)), atol=1e-6)
+    assert 0 < mixture.own_share.min() < mixture.own_share.max()
 
 
 def test_only_mixup_and_cutmix_mix():
@@ -239,7 +246,65 @@ def test_only_mixup_and_cutmix_mix():
     assert pipeline(AugmentConfig(cutmix=0.1)).mixes
     assert not pipeline(MOVES).mixes
     assert not pipeline(COLOURS).mixes
-    assert [len(drawn) for drawn in pipeline(MOVES).draw_mix(IDS, 0)] == [0, 0]
+    partners, mixture = pipeline(MOVES).draw_mix(IDS, 0)
+    assert not len(partners)
+    assert mixture is None
+
+
+# ---- what runs on a GPU, with tensors for draws, on the CPU
+
+
+class Elsewhere:
+    """A device that is no CPU, for a pipeline whose tensors are on one."""
+
+    type = "elsewhere"
+
+
+def gathering(config, channels=3):
+    """The pipeline as a GPU has it: by gathers instead of the kernel."""
+    pixels = pipeline(config, channels, device=Elsewhere())
+    pixels.__dict__["_table"] = torch.from_numpy(pixels._values)
+    return pixels
+
+
+def as_tensors(drawn):
+    return each_array(drawn, torch.from_numpy)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3]),
+    padding=st.integers(0, 8),
+    fill=st.sampled_from(["zeros", "reflect"]),
+    flip=st.sampled_from(["none", "random", "alternate"]),
+    cutout=st.integers(0, 12),
+    epoch=st.integers(0, 5),
+)
+def test_gathers_give_the_bits_of_the_kernel(channels, padding, fill, flip, cutout, epoch):
+    padding = min(padding, SIZE - 1) if fill == "reflect" else padding
+    config = AugmentConfig(crop_padding=padding, crop_fill=fill, flip=flip, cutout=cutout)
+    elsewhere, rows = gathering(config, channels), torch.flip(ROWS, [0])
+    ours = elsewhere.train(images(channels), rows, as_tensors(elsewhere.draw(IDS, epoch)))
+    assert torch.equal(ours, trained(pipeline(config, channels), images(channels), rows, IDS, epoch))
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(
+        elsewhere.evaluate(images(channels), rows), pipeline(config, channels).evaluate(images(channels), rows)
+    )
+
+
+@pytest.mark.parametrize("config", [COLOURS, AugmentConfig(random_resized_crop=6, cutout=2)])
+def test_computed_pixels_do_not_depend_on_whether_draws_are_arrays_or_tensors(config):
+    pixels = pipeline(config)
+    ours = pixels.train(images(), ROWS, as_tensors(pixels.draw(IDS, 4)))
+    assert torch.equal(ours, trained(pixels, images(), epoch=4))
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0)])
+def test_mixtures_do_not_depend_on_whether_draws_are_arrays_or_tensors(config):
+    pixels = pipeline(config)
+    _, mixture = pixels.draw_mix(IDS, 2)
+    own, other = trained(pixels, images()), trained(pixels, images().flip(0))
+    assert torch.equal(pixels.mix(own, other, as_tensors(mixture)), pixels.mix(own, other, mixture))
 
 
 # ---- GPU
@@ -257,6 +322,7 @@ def test_only_mixup_and_cutmix_mix():
 )
 def test_a_gpu_gives_the_pixels_of_the_cpu(config, tolerance):
     cuda = torch.device("cuda", 0)
-    on_cpu = plain(config).train(images(), ROWS, IDS, 1)
-    on_gpu = replace(plain(config), device=cuda).train(images().to(cuda), ROWS.to(cuda), IDS, 1)
+    on_cpu = trained(plain(config), images(), epoch=1)
+    there = replace(plain(config), device=cuda)
+    on_gpu = there.train(images().to(cuda), ROWS.to(cuda), to_device(there.draw(IDS, 1), cuda))
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=tolerance)

@@ -4,12 +4,16 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from distcifar.data.stores import StreamedStore
+from distcifar.data import stores as module
+from distcifar.data.stores import BUFFER_SHARE, FIRST_AHEAD, MOST_AHEAD, StreamedStore, next_ahead
 from distcifar.errors import DataError
 from tests.unit.data.conftest import CPU, IMAGES, KINDS, LABELS, N, two_cores
 
@@ -58,6 +62,104 @@ def test_batches_that_ffcv_would_cut_elsewhere_are_refused(streamed):
     """FFCV chops the concatenated ids into equal chunks: 2 + 4 ids would come back as 4 + 2."""
     with pytest.raises(ValueError, match="last batch may be smaller"):
         next(streamed.fetch([np.arange(2), np.arange(4)]))
+
+
+# ---- how far ahead
+
+PLENTY = 1 << 40
+
+
+def settled(wait_at, batch_bytes=1, free=PLENTY):
+    """Where the rule ends up if each number of batches ahead leads to the wait that `wait_at` says, and its way."""
+    ahead, waits, way = FIRST_AHEAD, {}, [FIRST_AHEAD]
+    for _ in range(20):
+        waits[ahead] = wait_at(ahead)
+        ahead = next_ahead(ahead, waits, batch_bytes, free)
+        way.append(ahead)
+    return ahead, way
+
+
+def test_who_does_not_wait_reads_no_further_ahead():
+    assert settled(lambda ahead: 0.0) == (2, [2] * 21)
+
+
+def test_uneven_decoding_is_read_further_ahead_until_nobody_waits():
+    assert settled(lambda ahead: {2: 0.4, 4: 0.1, 8: 0.01}[ahead])[0] == 8
+
+
+def test_slow_decoding_is_not_given_memory_in_vain():
+    """It is tried once."""
+    assert settled(lambda ahead: 0.5) == (2, [2, 4, *[2] * 19])
+
+
+def test_the_number_has_a_limit():
+    assert settled(lambda ahead: 1 / ahead**2)[0] <= MOST_AHEAD
+    assert settled(lambda ahead: 0.9 if ahead < 64 else 0.0)[0] <= MOST_AHEAD
+    assert settled(lambda ahead: 0.9 * 0.4 ** np.log2(ahead / 2) + 0.021)[0] == 16, "from 32 on it is hardly less"
+
+
+@given(st.integers(1, 1 << 40), st.integers(1, 1 << 40), st.floats(0, 1))
+def test_batches_ahead_never_take_more_than_their_share_of_the_memory(batch_bytes, free, wait):
+    ahead, _ = settled(lambda ahead: wait / ahead, batch_bytes, free)
+    assert ahead == FIRST_AHEAD or (ahead + 2) * batch_bytes <= BUFFER_SHARE * free
+
+
+def test_reading_further_ahead_in_mid_epoch_changes_no_batch(beton, monkeypatch):
+    monkeypatch.setattr(module, "REVIEWED", 3)
+    store = StreamedStore(beton, N, CPU, threads=1)
+    monkeypatch.setattr(module, "next_ahead", lambda ahead, *_: min(2 * ahead, 16))
+    ids = np.random.default_rng(3).integers(0, N, 50)
+    batches = [ids[start : start + 4] for start in range(0, len(ids), 4)]
+    threads = threading.active_count()
+    for batch, (images, labels) in zip(batches, fetched(store, batches), strict=True):
+        np.testing.assert_array_equal(images, IMAGES[batch])
+        assert labels.tolist() == LABELS[batch].tolist()
+    assert store.ahead == 16
+    assert threading.active_count() == threads
+
+
+def test_two_readers_of_one_store_may_read_differently_far_ahead(beton):
+    store = StreamedStore(beton, N, CPU, threads=1)
+    batches = [np.arange(start, start + 4) for start in range(0, 28, 4)] * 3
+    near = store.fetch(batches)
+    next(near)
+    store.ahead = 9
+    far = store.fetch(batches)
+    next(far)
+    for batch, one, other in zip(batches[1:], near, far, strict=True):
+        np.testing.assert_array_equal(one[0].numpy(), IMAGES[batch])
+        np.testing.assert_array_equal(other[0].numpy(), IMAGES[batch])
+
+
+class Copy:
+    """A copy to a GPU that is over when the test says so."""
+
+    def __init__(self):
+        self.over = threading.Event()
+
+    def synchronize(self):
+        assert self.over.wait(30)
+
+
+@pytest.mark.timeout(60)
+def test_a_buffer_is_not_filled_again_before_it_is_copied(streamed):
+    from distcifar.data.ffcv_reader import Epoch
+
+    copies, kept = [], []
+    order = np.arange(32, dtype=np.uint64)
+    with Epoch(streamed._loader(4), order, 1) as epoch:
+        for _ in range(2):
+            kept.append(next(epoch)[0])
+            copies.append(Copy())
+            epoch.copying(copies[-1])
+        time.sleep(0.2)  # a thread that did not wait would have used all three buffers twice by now
+        for number, images in enumerate(kept):
+            np.testing.assert_array_equal(images, IMAGES[4 * number : 4 * number + 4])
+        for copied in copies:
+            copied.over.set()
+        rest = [images[:, 0, 0, 0].tolist() for images, _ in epoch]
+        assert rest == [list(range(start, start + 4)) for start in range(8, 32, 4)]
+    assert epoch.wait_share() <= 1
 
 
 # ---- early ends

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from distcifar.config import Recipe
+from distcifar.config import AugmentConfig, DataConfig, Recipe, RunSpec
 from distcifar.tracking import console as module
-from distcifar.tracking.console import Display, clock, epoch_line, result_table
+from distcifar.tracking.console import Display, clock, epoch_line, loader_advice, result_table
 
 RECIPE = Recipe(name="small", epochs=12)
 
@@ -92,6 +92,53 @@ def test_an_epoch_that_is_not_the_best_has_no_star_and_a_test_split_is_named():
 )
 def test_seconds_are_shown_as_a_clock(seconds: float, text: str):
     assert clock(seconds) == text
+
+
+# Waiting for data
+
+
+def waiting_row(epoch: float, wait: float, speed: float = 1000.0) -> dict[str, Any]:
+    return {**step_row(epoch, speed=speed), "perf/data_wait": wait}
+
+
+def test_an_epochs_wait_is_the_mean_over_its_time_without_the_opening():
+    """Two steps of a second, one of four: 0.1, 0.1 and 0.4 of them are 1.8 of 6 seconds."""
+    rows = [waiting_row(2.1, 0.9, 10.0), *[waiting_row(2.2, 0.1, 100.0)] * 2, waiting_row(2.3, 0.4, 25.0), EPOCH_ROW]
+    assert "data wait 30%" in shown(rows)
+    assert "data wait" not in shown([waiting_row(2.1, 0.9, 10.0), EPOCH_ROW]), "the first report is not typical"
+
+
+def test_a_run_that_waits_for_its_data_is_told_once_what_helps():
+    epoch = [waiting_row(2.5, 0.5), EPOCH_ROW]
+    text = shown([waiting_row(2.1, 0.0), *epoch, *epoch])
+    assert text.count("Bound by its data: 50% of epoch 3 went by waiting.") == 1
+    assert text.count("data wait 50%") == 2
+    assert "Bound" not in shown([waiting_row(2.1, 0.0), waiting_row(2.5, 0.1), EPOCH_ROW])
+
+
+def test_each_advice_fits_the_run():
+    plain = loader_advice(0.2, 3, RECIPE, RunSpec())
+    assert "--loader resident" in plain
+    for words in ("--loader-threads", "--cpus-per-worker", "--data.storage", "--augment"):
+        assert words not in plain
+    spec = RunSpec(loader="resident", loader_threads=2, cpus_per_worker=3)
+    recipe = Recipe(name="x", data=DataConfig(storage="jpeg"), augment=AugmentConfig(rotation=5))
+    text = loader_advice(0.2, 3, recipe, spec)
+    for words in ("--loader-threads above 2", "--cpus-per-worker above 3", "--data.storage raw", "--augment"):
+        assert words in text
+    assert "--loader resident" not in text
+    assert loader_advice(0.1, 3, recipe, spec) == ""
+
+
+def test_the_result_names_the_wait_of_the_whole_run():
+    out = io.StringIO()
+    with Display(RECIPE, Console(file=out, width=200)) as display:
+        assert display.data_wait is None
+        for row in (waiting_row(2.1, 0.9), waiting_row(2.2, 0.1), EPOCH_ROW, waiting_row(3.5, 0.3)):
+            display.show(row)
+    assert display.data_wait == pytest.approx(0.2)
+    assert "20% of the time" in table_text(SUMMARY, data_wait=display.data_wait)
+    assert "waiting for data" not in table_text(SUMMARY)
 
 
 # Not on a terminal

@@ -31,7 +31,7 @@ from distcifar.training.checkpoint import (
     save_model,
 )
 from distcifar.training.evaluate import evaluate
-from distcifar.training.reports import EpochReport, FitOptions, StepReport
+from distcifar.training.reports import EpochReport, FitOptions, Pace, StepReport
 from distcifar.training.state import TrainState
 from tests.support import DROPOUT_MLP, NORM_CNN, ONE, differing_tensors, fresh, reports, rows_of, small_recipe, train
 
@@ -127,7 +127,7 @@ def test_a_run_that_was_told_to_stop_goes_on_to_the_same_bits(tmp_path: Path, st
     folder = save_checkpoint(tmp_path, first, {})
     second, data = fresh(recipe)
     load_checkpoint(folder).restore(second)
-    after = train(second, data, options=FitOptions(report_steps=2))
+    after = train(second, data, options=FitOptions(pace=Pace(steps=2)))
     assert before + after == rows
     assert differing_tensors(second.tensors(), whole.tensors()) == []
 

@@ -16,7 +16,7 @@ from torch import nn
 from distcifar.config import OptimConfig, ScheduleConfig, Stage
 from distcifar.errors import DistcifarError, DivergenceError
 from distcifar.training.evaluate import evaluate
-from distcifar.training.reports import EpochReport, FitOptions, StepReport
+from distcifar.training.reports import EpochReport, FitOptions, Pace, StepReport
 from distcifar.training.summary import summarise
 from tests.support import (
     ALONE_STEPS,
@@ -65,18 +65,18 @@ def test_the_epochs_train_loss_is_the_mean_over_samples_and_not_over_steps():
     assert epoch["train/loss"] != pytest.approx(sum(by_step) / 3, rel=1e-6)
 
 
-@pytest.mark.parametrize("report_steps", [2, 3, 100])
-def test_how_often_steps_are_reported_changes_no_row(report_steps: int):
+@pytest.mark.parametrize("pace", [Pace(steps=3), Pace(steps=100), Pace(math.inf)])
+def test_how_often_steps_are_reported_changes_no_row(pace: Pace):
     each, data = fresh(NORM_RECIPE)
     rows = train(each, data)
     some, data = fresh(NORM_RECIPE)
-    assert train(some, data, options=FitOptions(report_steps=report_steps)) == rows
+    assert train(some, data, options=FitOptions(pace=pace)) == rows
     assert differing_tensors(some.tensors(), each.tensors()) == []
 
 
 def test_a_checkpoint_is_asked_for_at_every_multiple_of_its_steps():
     state, data = fresh(small_recipe(epochs=3))
-    options = FitOptions(report_steps=2, checkpoint_steps=4)
+    options = FitOptions(pace=Pace(math.inf), checkpoint_steps=4)
     due = [r.rows[-1]["step"] for r in reports(state, data, options=options) if isinstance(r, StepReport) and r.save]
     assert due == [4, 8]
 
@@ -280,18 +280,18 @@ def test_divergence_names_step_epoch_rate_and_remedy():
 
 def test_divergence_between_reports_is_told_with_its_own_step():
     _, step, _ = diverging_run()
-    error, stopped, _ = diverging_run(report_steps=3)
+    error, stopped, _ = diverging_run(pace=Pace(steps=3))
     assert f"At step {step} " in error.found
     assert step <= stopped <= step + 2
 
 
-@pytest.mark.parametrize("report_steps", [1, 3])
-def test_an_infinite_gradient_is_divergence_though_the_loss_is_finite(report_steps: int):
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_infinite_gradient_is_divergence_though_the_loss_is_finite(steps: int):
     """It is told at its own step, and not at the next one, when the weights have gone."""
     state, data = fresh(small_recipe())
     state.model.head.weight.register_hook(lambda g: g * math.inf if state.progress.step == 1 else g)
     with pytest.raises(DivergenceError, match="At step 2 "):
-        train(state, data, options=FitOptions(report_steps=report_steps))
+        train(state, data, options=FitOptions(pace=Pace(steps=steps)))
 
 
 def test_with_fp16_an_infinite_gradient_is_left_to_the_loss_scaler():

@@ -36,8 +36,8 @@ def outcome(make: str, *, lean: bool) -> tuple[str, str]:
 @pytest.mark.parametrize(
     "make",
     [
-        "SGD([weight], lr=0.1, momentum=0.9, nesterov=True)",
-        pytest.param("AdamW([weight], lr=0.1)", marks=pytest.mark.slow),
+        "SGD([weight], lr=0.1, momentum=0.9, nesterov=True, fused=True)",
+        pytest.param("AdamW([weight], lr=0.1, fused=True)", marks=pytest.mark.slow),
     ],
 )
 def test_the_same_weights_without_the_compiler(make: str):

@@ -10,7 +10,8 @@ from distcifar.config import ModelConfig, OptimConfig
 from distcifar.errors import ConfigError
 from distcifar.models import Net, build_model
 from distcifar.recipes import get_recipe
-from distcifar.training.optim import Muon, build_optimizers, orthogonalise, scale_free_weights, set_learning_rate
+from distcifar.training.newton_schulz import orthogonalise
+from distcifar.training.optim import Muon, build_optimizers, scale_free_weights, set_learning_rate
 
 CNN = ModelConfig(name="cnn", layout=("6", "M", "8"), hidden=(10,))
 MODELS = {
@@ -20,6 +21,10 @@ MODELS = {
     "resnet": ModelConfig(name="resnet", widths=(4, 8), blocks=1),
     "whitened": ModelConfig(name="whitened", widths=(8, 8)),
 }
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    return orthogonalise(matrix[None], steps=3)[0]
 
 
 def net(config: ModelConfig = CNN, *, size: int = 8) -> Net:
@@ -168,8 +173,8 @@ def test_weights_without_a_norm_take_muons_plain_step_and_the_recipes_decay():
     for weight in (p for group in muon.param_groups for p in group["params"]):
         weight.grad = torch.randn_like(weight)
     muon.step()
-    torch.testing.assert_close(without.detach(), (1 - 0.1 * 0.5) * start - 0.1 * orthogonalise(without.grad, steps=3))
-    step = 0.1 * orthogonalise(with_norm.grad.flatten(1), steps=3).view_as(with_norm)
+    torch.testing.assert_close(without.detach(), (1 - 0.1 * 0.5) * start - 0.1 * orthogonalised(without.grad))
+    step = 0.1 * orthogonalised(with_norm.grad.flatten(1)).view_as(with_norm)
     assert (with_norm.detach() + step).norm().item() == pytest.approx(len(with_norm) ** 0.5)
 
 
@@ -228,30 +233,6 @@ def test_a_filter_is_stepped_as_the_matrix_of_its_rows(layout: torch.memory_form
     torch.testing.assert_close(filters.detach().reshape(8, 54), matrix.detach(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (8, 72), (64, 20)])
-@pytest.mark.parametrize(("steps", "low"), [(3, 0.1), (5, 0.5)])
-def test_an_update_is_nearly_orthogonal(shape: tuple[int, int], steps: int, low: float):
-    """Newton-Schulz lifts small singular values (3.4 times a step) and holds large ones at about 1: with the
-    three steps that are used the smallest of a square matrix may lag behind."""
-    torch.manual_seed(3)
-    matrix = torch.randn(shape)
-    values = torch.linalg.svdvals(orthogonalise(matrix, steps=steps))
-    assert values.max() < 1.3
-    assert values.median() > 0.6
-    if shape[0] != shape[1]:
-        assert values.min() > low
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    assert torch.cosine_similarity(orthogonalise(matrix, steps=steps).flatten(), (u @ v).flatten(), dim=0) > 0.9
-
-
-def test_an_update_does_not_depend_on_the_gradients_length():
-    torch.manual_seed(4)
-    matrix = torch.randn(12, 20)
-    for factor in (1e-3, 1e4):
-        scaled = orthogonalise(matrix * factor, steps=3)
-        torch.testing.assert_close(scaled, orthogonalise(matrix, steps=3), rtol=0, atol=0.02)
-
-
 def test_a_zero_gradient_moves_nothing_and_makes_no_nan():
     weight = nn.Parameter(torch.randn(4, 6))
     before = weight.detach().clone()
@@ -285,7 +266,7 @@ def test_muons_momentum_is_nesterovs_by_hand():
         weight.grad = gradient.clone()
         muon.step()
         buffer = 0.6 * buffer + gradient
-        expected -= 0.1 * orthogonalise(gradient + 0.6 * buffer, steps=3)
+        expected -= 0.1 * orthogonalised(gradient + 0.6 * buffer)
         torch.testing.assert_close(muon.state[weight]["momentum_buffer"], buffer)
         torch.testing.assert_close(weight.detach(), expected)
 

@@ -20,7 +20,7 @@ class Told(World):
 
 @pytest.mark.parametrize("wanted", ["fp32", "bf16", "fp16"])
 def test_a_named_precision_is_taken_without_timing(monkeypatch, wanted: str):
-    monkeypatch.setattr(precision, "_step_seconds", None)
+    monkeypatch.setattr(precision, "step_seconds", None)
     assert resolve_precision(wanted, torch.nn.Identity(), IMAGES, ONE) == wanted
 
 
@@ -32,14 +32,14 @@ def test_auto_is_bf16_only_where_it_is_faster(monkeypatch, fp32: float, bf16: fl
         seen.append(len(images))
         return {"fp32": fp32, "bf16": bf16}[name]
 
-    monkeypatch.setattr(precision, "_step_seconds", seconds)
+    monkeypatch.setattr(precision, "step_seconds", seconds)
     assert resolve_precision("auto", torch.nn.Identity(), IMAGES, ONE) == winner
     assert seen == [128, 128], "at most 128 images are timed"
 
 
 @pytest.mark.parametrize(("answer", "agreed"), [(1.0, "bf16"), (0.0, "fp32")])
 def test_all_ranks_take_the_first_ones_choice(monkeypatch, answer: float, agreed: str):
-    monkeypatch.setattr(precision, "_step_seconds", lambda model, images, name: float((name == "bf16") == (answer > 0)))
+    monkeypatch.setattr(precision, "step_seconds", lambda model, images, name: float((name == "bf16") == (answer > 0)))
     world = Told(1, 2)
     object.__setattr__(world, "answer", answer)
     assert resolve_precision("auto", torch.nn.Identity(), IMAGES, world) == agreed

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
 from distcifar.data.loader import Batch
 from distcifar.training.state import TrainState
-from distcifar.training.step import sample_losses, train_step
+from distcifar.training.step import Losses, sample_losses, train_step
 from distcifar.world import World
 from tests.support import NORM_CNN, fresh, rank_worlds, small_recipe
 
@@ -50,7 +50,7 @@ def test_parts_of_an_uneven_last_batch_add_up_to_the_gradient_of_its_mean_loss(c
     assert len(batch.labels) == 8
     loss = mean_loss(state, batch, recipe)
     expected = torch.autograd.grad(loss, list(state.model.parameters()))
-    result = train_step(state.model, state, recipe, batch, World())
+    result = train_step(Losses(state.model), state, recipe, batch, World())
     torch.testing.assert_close(gradients(state), list(expected), rtol=1e-5, atol=1e-6)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     norm = torch.cat([g.flatten() for g in expected]).norm()
@@ -68,7 +68,7 @@ def test_the_mean_of_the_ranks_gradients_is_the_gradient_of_the_global_mean(size
     found, total, tallied = [torch.zeros_like(g) for g in expected], 0.0, 0
     for world in rank_worlds(size):
         state, share = batch_of(recipe, step, world, train=train)
-        total += train_step(state.model, state, recipe, share, world).loss.item()
+        total += train_step(Losses(state.model), state, recipe, share, world).loss.item()
         found = [f + g / size for f, g in zip(found, gradients(state), strict=True)]
         tallied += state.tally.sums[2].item()
     torch.testing.assert_close(found, list(expected), rtol=1e-5, atol=1e-6)
@@ -82,7 +82,7 @@ def test_an_empty_share_adds_nothing_to_gradient_loss_or_tally():
     assert len(empty) == 2
     for world in empty:
         state, batch = batch_of(recipe, LAST, world, train=33)
-        result = train_step(state.model, state, recipe, batch, world)
+        result = train_step(Losses(state.model), state, recipe, batch, world)
         assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients(state))
         assert result.loss.item() == 0.0
         assert state.tally.sums.tolist() == [0, 0, 0]
@@ -95,37 +95,33 @@ def test_batchnorm_on_maps_of_one_pixel_bears_a_share_of_one_image(size: int, tr
     for world in rank_worlds(size):
         state, batch = batch_of(recipe, LAST, world, train=train)
         assert batch.counted <= 1
-        assert math.isfinite(train_step(state.model.train(), state, recipe, batch, world).loss.item())
+        assert math.isfinite(train_step(Losses(state.model.train()), state, recipe, batch, world).loss.item())
 
 
 def test_more_parts_than_images_are_as_many_parts_as_images():
     recipe = small_recipe(batch_size=16, optim=replace(SGD, accumulate=16))
     state, batch = batch_of(recipe, LAST)
     expected = torch.autograd.grad(mean_loss(state, batch, recipe), list(state.model.parameters()))
-    train_step(state.model, state, recipe, batch, World())
+    train_step(Losses(state.model), state, recipe, batch, World())
     torch.testing.assert_close(gradients(state), list(expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.2, 1e6])
 def test_a_long_gradient_is_shortened_to_the_clip_norm_and_reported_as_it_was(clip: float):
     unclipped, batch = batch_of(small_recipe(optim=SGD), 0)
-    norm = train_step(unclipped.model, unclipped, unclipped.recipe, batch, World()).grad_norm.item()
+    norm = train_step(Losses(unclipped.model), unclipped, unclipped.recipe, batch, World()).grad_norm.item()
     state, batch = batch_of(small_recipe(optim=replace(SGD, clip_norm=clip)), 0)
-    assert train_step(state.model, state, state.recipe, batch, World()).grad_norm.item() == pytest.approx(norm)
+    assert train_step(Losses(state.model), state, state.recipe, batch, World()).grad_norm.item() == pytest.approx(norm)
     clipped = torch.cat([g.flatten() for g in gradients(state)]).norm().item()
     assert clipped == pytest.approx(min(norm, clip), rel=1e-4)
 
 
 def test_a_mixture_costs_each_label_by_its_share():
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
-    batch = Batch(
-        ids=None, images=None, labels=torch.tensor([0, 1]), counted=2, total=2,
-        partner_labels=torch.tensor([2, 1]), own_share=torch.tensor([0.75, 0.1]),
-    )  # fmt: skip
     log = logits.log_softmax(1)
     expected = torch.tensor([-0.75 * log[0, 0] - 0.25 * log[0, 2], -log[1, 1]])
-    torch.testing.assert_close(sample_losses(logits, batch, slice(0, 2), 0.0), expected)
-    torch.testing.assert_close(sample_losses(logits[1:], batch, slice(1, 2), 0.0), expected[1:])
+    found = sample_losses(logits, torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0.75, 0.1]), 0.0)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_average_is_the_one_that_a_hand_would_write():
@@ -135,7 +131,7 @@ def test_the_average_is_the_one_that_a_hand_would_write():
     expected: dict[str, torch.Tensor] = {}
     for epoch in range(2):
         for batch in data.loaders.train.batches(epoch):
-            train_step(state.model, state, recipe, batch, World())
+            train_step(Losses(state.model), state, recipe, batch, World())
             for name, weight in state.model.named_parameters():
                 now = weight.detach().clone()
                 expected[name] = 0.75 * expected[name] + 0.25 * now if name in expected else now
@@ -154,11 +150,11 @@ def test_fp16_scales_the_loss_and_skips_a_step_with_an_infinite_gradient():
     state.set_precision("fp16")
     before = [p.detach().clone() for p in state.model.parameters()]
     poisoned = replace(batch, images=batch.images * 3e38)
-    result = train_step(state.model, state, recipe, poisoned, World())
+    result = train_step(Losses(state.model), state, recipe, poisoned, World())
     assert not math.isfinite(result.grad_norm.item())
     assert all(torch.equal(p.detach(), b) for p, b in zip(state.model.parameters(), before, strict=True))
     assert state.scaler.get_scale() == 2.0**15, "halved"
-    result = train_step(state.model, state, recipe, batch, World())
+    result = train_step(Losses(state.model), state, recipe, batch, World())
     assert math.isfinite(result.grad_norm.item())
     assert result.grad_norm.item() < 100, "the norm is reported without the scale"
     assert not torch.equal(next(state.model.parameters()).detach(), before[0])
@@ -169,11 +165,11 @@ def test_a_microbatch_bounds_the_images_in_one_pass_and_leaves_the_gradient(micr
     """Down to two images: BatchNorm needs as many."""
     recipe = small_recipe(optim=SGD)
     whole, batch = batch_of(recipe, LAST)
-    train_step(whole.model, whole, recipe, batch, World())
+    train_step(Losses(whole.model), whole, recipe, batch, World())
     state, batch = batch_of(recipe, LAST)
     seen: list[int] = []
     state.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    train_step(state.model, state, recipe, batch, World(), microbatch=microbatch)
+    train_step(Losses(state.model), state, recipe, batch, World(), microbatch=microbatch)
     assert sum(seen) == 8
     assert max(seen) <= max(2, microbatch)
     torch.testing.assert_close(gradients(state), gradients(whole), rtol=1e-5, atol=1e-6)
@@ -186,5 +182,5 @@ def test_the_smaller_of_microbatch_and_accumulated_parts_counts():
         state, batch = batch_of(recipe, LAST)
         seen: list[int] = []
         state.model.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(len(inputs[0])))
-        train_step(state.model, state, recipe, batch, World(), microbatch=microbatch)
+        train_step(Losses(state.model), state, recipe, batch, World(), microbatch=microbatch)
         assert len(seen) == parts
