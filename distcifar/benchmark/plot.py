@@ -22,7 +22,7 @@ def draw(comparisons: Sequence[Comparison], path: Path, *, title: str) -> None:
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        heights = [1.3 + (3.0 if _is_curve(each) else 0.38 * len(each.lines)) for each in comparisons]
+        heights = [1.2 + (1.8 if _is_curve(each) else 0.38 * len(each.lines)) for each in comparisons]
         figure = Figure(figsize=(9, sum(heights) + 0.4), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left")
         panels = figure.subplots(len(comparisons), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -42,10 +42,11 @@ def _is_curve(comparison: Comparison) -> bool:
 def _bars(comparison: Comparison, axes: "Axes") -> None:
     """Medians with whiskers from the lowest to the highest; parts side by side within a bar."""
     lines = comparison.lines
+    stages = list(dict.fromkeys(part for line in lines for part in line.parts))  # one colour each, in all bars
     for place, line in enumerate(lines):
         left = 0.0
         for part, value in line.parts.items():
-            axes.barh(place, value, left=left, height=0.7, color=f"C{list(line.parts).index(part) % 10}")
+            axes.barh(place, value, left=left, height=0.7, color=f"C{stages.index(part) % 10}")
             if value > 0.06 * max(each.median for each in lines):
                 axes.text(left + value / 2, place, part, ha="center", va="center", fontsize=7, color="white")
             left += value
@@ -74,5 +75,5 @@ def _curves(comparison: Comparison, axes: "Axes") -> None:
         axes.errorbar(x, medians, yerr=[below, above], marker="o", markersize=3.5, capsize=3, linewidth=1.3, label=name)
     axes.set_xlabel("")
     axes.set_ylabel(comparison.unit)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(max(line.values) for line in comparison.lines))
     axes.legend(loc="best")

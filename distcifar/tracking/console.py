@@ -32,7 +32,7 @@ class Display:
         )
         self._task = self._bar.add_task("", total=1.0, epoch=1, epochs=recipe.total_epochs, text="")
         self._epoch_start, self._last_line = time.monotonic(), time.monotonic()
-        self._first: tuple[float, float] | None = None  # moment and epoch of the first row of this start
+        self._first: tuple[float, float] | None = None  # moment and passes at the first row of this start
         self._opening: tuple[float, float] | None = None  # speed and wait of this start's first report
         self._epoch_wait, self._run_wait, self._advised = MeanWait(), MeanWait(), False
 
@@ -71,18 +71,19 @@ class Display:
 
     def _step(self, row: dict[str, Any]) -> None:
         now, done = time.monotonic(), row["epoch"]
+        passes = self._recipe.passes(done)
         report = (row["perf/images_per_s"], row["perf/data_wait"])
         self._opening = self._opening or report
         if report != self._opening:  # the first batches also wait for imports and compilation
             self._epoch_wait.add(*report)
             self._run_wait.add(*report)
         if self._first is None:
-            self._first = (now, done)
+            self._first = (now, passes)
         since, at = self._first
         if now - since < 1.0:  # rows of one report
-            self._first = (since, done)
-        speed = (done - at) / (now - since) if now - since >= 1.0 else 0.0
-        left = clock((self._recipe.total_epochs - done) / speed) if speed > 0 else "--:--"
+            self._first = (since, passes)
+        speed = (passes - at) / (now - since) if now - since >= 1.0 else 0.0
+        left = clock((self._recipe.passes(self._recipe.total_epochs) - passes) / speed) if speed > 0 else "--:--"
         text = (
             f"loss {row['train/loss']:.3f}  lr {row['train/lr']:.3g}  "
             f"{row['perf/images_per_s']:,.0f} images/s  left {left}"

@@ -27,11 +27,11 @@ class Cost:
 
 
 COSTS = {
-    # Measured in seconds of processor time on two EPYC cores with AVX512-BF16: cnn-day41, quick and resnet9 all took
-    # longer compiled, since oneDNN's convolutions are the step and inductor leaves its channels_last layout.
-    "cpu": Cost(cold=36.0, warm=8.0, gain=-0.2),
-    # Not measured. The gain is airbench94's on an A100 (3.83 -> 3.29 s, its paper); the times are twice those of a CPU.
-    "cuda": Cost(cold=72.0, warm=16.0, gain=0.14),
+    # Seconds of processor time on EPYC cores with AVX512-BF16: cnn-day41, quick and resnet9 take 1.08 to 1.30 as long
+    # compiled, in bf16 the most. oneDNN's convolutions are the step, and they run at the speed of its matrix products.
+    "cpu": Cost(cold=45.0, warm=7.0, gain=-0.15),
+    # Not measured. The gain is airbench94's on an A100 (3.83 -> 3.29 s, its paper); the times are a CPU's.
+    "cuda": Cost(cold=45.0, warm=7.0, gain=0.14),
 }
 
 

@@ -112,11 +112,11 @@ class StepLog:
         losses, device_norms = values.view(-1, 2).unbind(1)
         norms = device_norms.tolist()
         elapsed = time.monotonic() - self.since  # also by the device's clock, which stands at this place now
+        stop = losses.new_tensor([float(options.should_stop())])
         # The primary's clock says for all ranks when to report next.
-        steps = options.pace.wanted(len(self.done), elapsed) if world.is_primary else 0
-        asked = losses.new_tensor([float(options.should_stop()), float(steps)])
+        steps = world.only_primary(losses.new_tensor([float(options.pace.wanted(len(self.done), elapsed))]))
         # The epoch's sums go to rank 0 with the rest: a checkpoint made now is to hold those of all ranks.
-        sums = world.sum(torch.cat([losses.double(), asked.double(), state.tally.sums]))
+        sums = world.sum(torch.cat([torch.cat([losses, stop, steps]).double(), state.tally.sums]))
         *global_losses, stops, next_steps = sums[:-3].tolist()
         options.pace.steps = int(next_steps)
         state.tally.sums = world.only_primary(sums[-3:])

@@ -60,7 +60,7 @@ def test_all_of_it_in_small(tmp_path: Path):
 def test_a_cifar_training_on_a_cpu_takes_less_than_a_gigabyte_and_a_half(
     shared_data: Path, tmp_path: Path, loader: str
 ):
-    """All 49,000 images of `quick`; its net and batch with few steps, as memory is reached in the first of them."""
+    """One epoch of `quick` on all 49,000 images: memory is reached in the first steps and in the evaluations."""
     source, root = ["--source", str(shared_data / "cifar10.npz")], str(tmp_path / "data")
     prepare = [sys.executable, str(JOBS / "prepare.py"), "cifar10", *source, "--validation", "1000", "--root", root]
     subprocess.run(prepare, check=True, capture_output=True)

@@ -69,7 +69,7 @@ def on_rank(world: World, job: Job, listen: Listener = silence, **sizes: int) ->
     def data(recipe: Recipe, _: Path, world: World, **__: Any) -> OpenData:
         return small_data(recipe, world, **sizes)
 
-    with patch.object(rank, "open_data", data):
+    with patch.object(rank, "open_data", data), patch.object(rank, "REPORT_SECONDS", 0.0):  # a report at each step
         return rank.train_rank(job, world, listen=listen, after_epoch=lambda metrics: None)
 
 

@@ -359,7 +359,7 @@ def test_the_average_is_what_is_measured_and_chosen():
     state, data = fresh(small_recipe(model=NORM_CNN, ema_decay=0.9, optim=OptimConfig(lr=0.1)))
     for report in reports(state, data):
         if isinstance(report, EpochReport):
-            settings = {"num_classes": 4, "precision": "fp32", "flip": False}
+            settings = {"num_classes": 4, "precision": "fp32", "views": "none"}
             average = evaluate(state.ema.module, data.loaders.validation, ONE, **settings)
             plain = evaluate(state.model, data.loaders.validation, ONE, **settings)
             assert report.row["validation/loss"] == average.loss != plain.loss
@@ -382,7 +382,7 @@ def test_the_summary_measures_the_test_split_with_the_best_weights():
     best.load_state_dict(state.best)
     last = copy.deepcopy(state.model)
     summary = summarise(state, data, ONE).summary
-    settings = {"num_classes": 4, "precision": "fp32", "flip": True}
+    settings = {"num_classes": 4, "precision": "fp32", "views": "flip"}
     assert summary["test_loss"] == evaluate(best, data.loaders.test, ONE, **settings).loss
     assert summary["test_loss"] != evaluate(last, data.loaders.test, ONE, **settings).loss
     assert sum(map(sum, summary["confusion"])) == 17
@@ -400,6 +400,8 @@ def test_an_epoch_of_no_step_is_refused_and_not_reported_as_training():
 
 # Several ranks
 
+MUON = 1e-3  # it rounds gradients to bf16, where another order of adding now and then gives the neighbouring number
+
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
@@ -409,15 +411,17 @@ def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
     return run_ranks(trained_on_rank, request.param, folder, folder)
 
 
-def assert_close(rank: dict[str, Any], tensors: dict[str, torch.Tensor], rows: list[dict[str, Any]]) -> None:
+def assert_close(
+    rank: dict[str, Any], tensors: dict[str, torch.Tensor], rows: list[dict[str, Any]], band: float
+) -> None:
     """A rank's weights and rows are these up to the order of adding."""
     for key, value in tensors.items():
         if key != "tally":  # of one rank; the rows have it of all
-            torch.testing.assert_close(rank["tensors"][key], value, rtol=0, atol=1e-5, msg=key)
+            torch.testing.assert_close(rank["tensors"][key], value, rtol=0, atol=band, msg=key)
     for mine, single in zip(rank["rows"], rows, strict=True):
         assert mine.keys() == single.keys()
         for key, value in single.items():
-            assert mine[key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
+            assert mine[key] == (pytest.approx(value, abs=band) if isinstance(value, float) else value), key
 
 
 @pytest.mark.parametrize("name", RANK_RECIPES)
@@ -425,9 +429,9 @@ def test_several_ranks_give_the_single_ranks_weights_and_rows(ranks: list[dict[s
     """Contract 3, with last batches of one image: all ranks but one have an empty share there."""
     state, data = fresh(RANK_RECIPES[name], **SPLITS)
     rows = train(state, data)
-    assert len(rows) == 8
+    assert len(rows) == (4 + 3 + 3 if name == "hard" else 4 + 4)  # each epoch's steps and its own
     for rank in ranks:
-        assert_close(rank[name], state.tensors(), rows)
+        assert_close(rank[name], state.tensors(), rows, MUON if name == "mixed" else 1e-5)
 
 
 def test_several_ranks_go_on_with_what_one_rank_has_begun(ranks: list[dict[str, Any]]):
@@ -437,7 +441,7 @@ def test_several_ranks_go_on_with_what_one_rank_has_begun(ranks: list[dict[str, 
     rest = rows[[row["step"] for row in rows].index(ALONE_STEPS) + 1 :]
     assert len(rest) == 3
     for rank in ranks:
-        assert_close(rank["after one rank"], state.tensors(), rest)
+        assert_close(rank["after one rank"], state.tensors(), rest, MUON)
 
 
 @pytest.mark.parametrize("name", RANK_RECIPES)

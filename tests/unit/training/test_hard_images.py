@@ -44,6 +44,9 @@ def test_of_those_never_seen_the_order_chooses():
 def test_which_epochs_are_short(share: float, after: float, epochs: int, images: list[int]):
     recipe = small_recipe(epochs=epochs, hard_share=share, hard_from=after)
     assert [recipe.images_of(epoch, 40) for epoch in range(epochs)] == images
+    if share > 0.01:  # of which 40 images have not one
+        assert recipe.passes(epochs) == pytest.approx(sum(images) / 40)
+        assert recipe.passes(1.5) == pytest.approx((images[0] + images[1] / 2) / 40)
 
 
 def seen_by(recipe: Recipe) -> tuple[list[list[int]], np.ndarray]:
