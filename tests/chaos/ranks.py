@@ -258,6 +258,7 @@ def _rank(job: Job, world: World, scratch: Path, fault: Fault | None, patient: b
     faulthandler.dump_traceback_later(LIMIT - 5, exit=False)
     build.EVALUATION_BATCH = EVALUATION_BATCH  # type: ignore[misc]
     stopping.POLL_SECONDS = 0.0
+    rank_module.REPORT_SECONDS = 0.0  # type: ignore[misc]
     _note_batches(scratch / f"consumed-{world.rank}")
     if patient:
         _await_saves()
@@ -294,8 +295,8 @@ def _note_batches(path: Path) -> None:
     """Has each training batch that a loader gives written down at `path`."""
     original = TrainLoader.batches
 
-    def batches(loader: TrainLoader, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        for number, batch in enumerate(original(loader, epoch, first_step), first_step):
+    def batches(loader: TrainLoader, epoch: int, first_step: int = 0, *which: Any) -> Iterator[Batch]:
+        for number, batch in enumerate(original(loader, epoch, first_step, *which), first_step):
             ids = batch.ids.tolist() if batch.counted else []
             with open(path, "a") as file:
                 file.write(json.dumps([epoch, number, ids]) + "\n")
