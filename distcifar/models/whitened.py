@@ -14,6 +14,7 @@ from distcifar.models.net import GlobalMax, Net, Scale, Shortcut, require_size
 PATCH = 2
 EPSILON = 5e-4  # keeps directions of (almost) no variance from being blown up
 NORM_MOMENTUM = 0.4  # fast running statistics: such nets train for a few hundred steps only
+PART = 250  # images whose patches are in memory at once
 HEAD_SCALE = 1 / 9  # starts the logits near 0, so that the head can take the same learning rate as the body
 
 
@@ -57,14 +58,28 @@ def whitening_filters(images: Tensor) -> Tensor:
     its eigenvalue.
     """
     channels = images.shape[1]
-    # On the CPU and the small matrix in double: every device and rank then finds the same filters.
-    patches = images.float().cpu().unfold(2, PATCH, 1).unfold(3, PATCH, 1)  # [N, C, H-1, W-1, 2, 2]
-    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * PATCH**2)
-    values, vectors = torch.linalg.eigh(patches.T.cov().double())
+    values, vectors = torch.linalg.eigh(_patch_covariance(images))
     filters = (vectors / (values.clamp(min=0) + EPSILON).sqrt()).T.flip(0)
     # An eigenvector's sign is free: fix it, so that another LAPACK gives the same net.
     largest = filters.gather(1, filters.abs().argmax(dim=1, keepdim=True))
     return (filters * largest.sign()).reshape(-1, channels, PATCH, PATCH).float()
+
+
+def _patch_covariance(images: Tensor) -> Tensor:
+    """Covariance of the 2x2 patches of `images` [N, C, H, W]: float64 [C*4, C*4].
+
+    On the CPU and in double: every device and rank then finds the same. A part of the images at a time: the patches of
+    all are sixteen times as large as the images, and would be the most memory that a small net's training takes.
+    """
+    total, products, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
+    for part in images.cpu().split(PART):
+        patches = part.double().unfold(2, PATCH, 1).unfold(3, PATCH, 1)  # [n, C, H-1, W-1, 2, 2]
+        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * PATCH**2)
+        total = total + patches.sum(0)
+        products = products + patches.T @ patches
+        count += len(patches)
+    mean = total / count
+    return (products - count * torch.outer(mean, mean)) / max(count - 1, 1)
 
 
 def _whitening(channels: int) -> nn.Conv2d:
