@@ -158,16 +158,17 @@ class Recipe:
 
     def images_of(self, epoch: int, images: int) -> int:
         """How many of `images` training images epoch `epoch` (from 0) goes over."""
-        if self.hard_share == 1 or epoch < self._whole_epochs:
+        if self.hard_share == 1 or epoch < self.whole_epochs:
             return images
         return max(1, round(self.hard_share * images))
 
     def passes(self, epochs: float) -> float:
         """How many times the training images are gone over in the first `epochs` epochs."""
-        return min(epochs, self._whole_epochs) + max(0.0, epochs - self._whole_epochs) * self.hard_share
+        return min(epochs, self.whole_epochs) + max(0.0, epochs - self.whole_epochs) * self.hard_share
 
     @property
-    def _whole_epochs(self) -> int:
+    def whole_epochs(self) -> int:
+        """How many epochs at the start go over all training images, where not all do."""
         return max(1, math.ceil(self.hard_from * self.total_epochs))
 
     def numbers(self) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class Display:
             if not self._advised and (advice := loader_advice(wait or 0.0, row["epoch"], self._recipe, self._spec)):
                 self._advised = True
                 self.say(advice)
+            if self._recipe.hard_share < 1 and row["epoch"] == self._recipe.whole_epochs < self._recipe.total_epochs:
+                self.say(f"From here on the hardest {self._recipe.hard_share:.0%} of the images: train is theirs.")
             self._epoch_wait = MeanWait()
             self._epoch_start = self._last_line = time.monotonic()
 

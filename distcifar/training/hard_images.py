@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distcifar.data.loader import Batch
 from distcifar.data.plan import share
+from distcifar.data.transfer import to_device
 from distcifar.world import World
 
 
@@ -44,4 +45,5 @@ class HardImages:
         whole = losses.new_zeros(batch.total)
         if batch.counted:
             whole[share(batch.total, world.rank, world.size)] = losses
-        self.losses[torch.from_numpy(batch.global_ids).to(self.losses.device, non_blocking=True)] = world.sum(whole)
+        ids = torch.as_tensor(to_device(batch.global_ids, self.losses.device))  # a GPU's host does not wait
+        self.losses[ids] = world.sum(whole)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,9 +42,9 @@ def step_row(epoch: float, *, speed: float = 1000.0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shown(rows: list[dict[str, Any]], *, terminal: bool = False) -> str:
+def shown(rows: list[dict[str, Any]], *, terminal: bool = False, recipe: Recipe = RECIPE) -> str:
     out = io.StringIO()
-    with Display(RECIPE, Console(file=out, force_terminal=terminal, width=200, highlight=False)) as display:
+    with Display(recipe, Console(file=out, force_terminal=terminal, width=200, highlight=False)) as display:
         for row in rows:
             display.show(row)
     return out.getvalue()
@@ -200,6 +201,23 @@ def test_the_time_that_remains_is_that_of_the_epochs_that_remain(monkeypatch):
 def test_a_run_that_goes_on_counts_from_where_it_starts(monkeypatch):
     rows = [(second, 10 + second / 60) for second in range(1, 61)]  # epochs 1 to 10 cost this start nothing
     assert left_after(rows, monkeypatch) == "1:00"
+
+
+def test_epochs_over_the_hardest_images_are_short_and_told_where_they_begin(monkeypatch):
+    """Of twelve epochs nine go over a third: 3 + 9 / 3 = 6 passes, of which half are over after three epochs."""
+    clock_ = Clock(monkeypatch)
+    recipe = replace(RECIPE, hard_share=1 / 3, hard_from=0.25)
+
+    def moving(rows):
+        for seconds, row in rows:
+            clock_.now = 1000.0 + seconds
+            yield row
+
+    rows = [(0, step_row(0.0)), (300, EPOCH_ROW), (301, step_row(3.0)), (400, step_row(6.0))]
+    text = shown(moving(rows), recipe=recipe)
+    assert text.count("From here on the hardest 33% of the images") == 1
+    assert "left 3:20" in text  # four passes in 400 s
+    assert "From here on" not in shown([EPOCH_ROW])
 
 
 def test_nothing_is_promised_after_one_row(monkeypatch):
