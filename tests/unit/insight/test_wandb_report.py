@@ -74,7 +74,7 @@ def test_a_report_is_kept_without_a_server(tmp_path):
         assert drawn == {name for _, names, _ in CURVES for name in names}
         text = "\n".join(block["content"] for block in blocks(kept, "markdown-block"))
         for part in ("90.00%", "Kept: 5.00 points above", "| airplane | 90.00% | 100 | cat (10) |", "| **cat** |",
-                     "rank 1 was killed", "epochs 3 instead of 6"):  # fmt: skip
+                     "rank 1 was killed", "epochs 3 instead of 14"):  # fmt: skip
             assert part in text, part
     kinds = [panel["viewType"] for grid in blocks(both, "panel-grid") for panel in
              grid["metadata"]["panelBankSectionConfig"]["panels"]]  # fmt: skip
