@@ -361,6 +361,7 @@ def test_without_a_key_nobody_is_asked_and_the_run_can_be_sent_later(
         until(files)
         kill(killed)
         first = files()
+        time.sleep(1.1)  # the client names its folder by the second: a quick start would give it the same name
         with shipped(run.folder, lonely, mode="auto"):
             until(lambda: files() and files() != first)
             run.go(28)
