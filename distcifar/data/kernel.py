@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @njit(inline="always")
-def _source(place: int, length: int, reflect: bool) -> int:  # noqa: FBT001 (numba has no keyword-only)
+def source_place(place: int, length: int, reflect: bool) -> int:  # noqa: FBT001 (numba has no keyword-only)
     """Where pixel `place` is read: itself, mirrored at the border, or -1 for the black outside."""
     if 0 <= place < length:
         return place
@@ -68,10 +68,10 @@ def fill_batch(
         lines = out[i].reshape(height, width * channels)
         columns, inside = np.empty(width, np.int64), np.empty(width, np.bool_)
         for x in range(width):
-            place = _source((width - 1 - x if flip[i] else x) + shift_x[i], width, reflect)
+            place = source_place((width - 1 - x if flip[i] else x) + shift_x[i], width, reflect)
             columns[x], inside[x] = max(place, 0) * channels, place >= 0
         for y in range(height):
-            row = _source(y + shift_y[i], height, reflect)
+            row = source_place(y + shift_y[i], height, reflect)
             if row < 0:
                 for k in range(width * channels):
                     lines[y, k] = values[256 * (k % channels)]

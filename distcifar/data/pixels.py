@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from distcifar.data.plan import Ids
 from distcifar.errors import ConfigError
 
 Channels = tuple[float, ...]
+Array = NDArray[Any]
 
 NORMALISATIONS: dict[str, tuple[Channels, Channels]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -112,7 +114,8 @@ class PixelPipeline:
     def train(self, images: Tensor, rows: Tensor, draws: Draws) -> Tensor:
         """Augmented float32 [n, C, S, S] of `images[rows]` (uint8 [N, H, W, C]); on a GPU `draws` are there as well."""
         if self.interpolates:
-            return self._train_interpolated(images, rows, draws)
+            in_one_pass = self.device.type == "cpu" and not self.config.random_resized_crop and not self.config.resize
+            return (self._by_colour_kernel if in_one_pass else self._train_interpolated)(images, rows, draws)
         if self.device.type == "cpu":
             return self._by_kernel(images, rows, draws.moves, self.config.cutout)
         moved = augment.normalise(self._moved(images, rows, draws.moves), self._table)
@@ -176,11 +179,22 @@ class PixelPipeline:
         from distcifar.data.kernel import fill_batch  # numba: 1 s to import, not wanted on a GPU
 
         out = np.empty((len(rows), *images.shape[1:]), dtype=np.float32)
-        drawn = (moves.shift_y, moves.shift_x, moves.flip, moves.cut_y, moves.cut_x)
-        shift_y, shift_x, flip, cut_y, cut_x = (np.asarray(values) for values in drawn)
-        fill_batch(
-            out, images.numpy(), rows.numpy(), self._values, shift_y, shift_x, flip, cut_y, cut_x, cutout,
-            self.config.crop_fill == "reflect",
+        reflect = self.config.crop_fill == "reflect"
+        fill_batch(out, images.numpy(), rows.numpy(), self._values, *_arrays(moves), cutout, reflect)
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    def _by_colour_kernel(self, images: Tensor, rows: Tensor, draws: Draws) -> Tensor:
+        from distcifar.data.colour_kernel import colour_batch
+
+        c, colours = self.config, draws.colours
+        assert colours is not None  # what neither crops nor resizes, and computes, has colours
+        out = np.empty((len(rows), *images.shape[1:]), dtype=np.float32)
+        jitter = (colours.brightness, colours.contrast, colours.saturation, colours.hue)
+        factors = np.stack([np.asarray(values, dtype=np.float32) for values in jitter], axis=1)
+        mean, std = np.array([self.mean, self.std], dtype=np.float32)
+        colour_batch(
+            out, images.numpy(), rows.numpy(), mean, std, *_arrays(draws.moves), c.cutout, c.crop_fill == "reflect",
+            factors, c.hue > 0, np.asarray(colours.angle, dtype=np.float32),
         )  # fmt: skip
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
@@ -201,6 +215,12 @@ class PixelPipeline:
     def _standardise(self, pixels: Tensor) -> Tensor:
         mean, std = self._mean_and_std
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def _arrays(moves: Moves) -> tuple[Array, Array, Array, Array, Array]:
+    """The moves as the kernels take them."""
+    shifts = np.asarray(moves.shift_y), np.asarray(moves.shift_x)
+    return *shifts, np.asarray(moves.flip), np.asarray(moves.cut_y), np.asarray(moves.cut_x)
 
 
 def _unit(pixels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ highly correlated; where the first layer removes that, the rest learns in about 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distcifar.config import ModelConfig
@@ -33,6 +34,21 @@ class WhitenedNet(Net):
         filters = whitening_filters(images)
         with torch.no_grad():
             whiten.weight.copy_(torch.cat([filters, -filters]))  # both signs: GELU would lose one of them
+
+
+class PooledConv(nn.Conv2d):
+    """A 3x3 convolution with one pixel of padding, for a pool of 2 behind it: an odd last row and column are left out.
+
+    That pool would drop them. The maps of 32-pixel images have 31, 15 and 7 pixels a side here: that is 11 % of the
+    net's arithmetic and, on a CPU, 3 % of its time.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:  # [N, I, H, W] -> [N, O, H or H-1, W or W-1], whichever is even
+        height, width = maps.shape[2:]
+        if height % 2 == 0 and width % 2 == 0:
+            return super().forward(maps)
+        padded = F.pad(maps, (1, 1 - width % 2, 1, 1 - height % 2))
+        return F.conv2d(padded, self.weight)
 
 
 def whitened(config: ModelConfig, *, channels: int, size: int, num_classes: int) -> WhitenedNet:
@@ -94,7 +110,7 @@ def _block(inputs: int, outputs: int, depth: int) -> nn.Sequential:
 
     From three on the others are a residual to the first (airbench96): deeper without it learns more slowly.
     """
-    first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    first = PooledConv(inputs, outputs, 3, padding=1, bias=False)
     pool = nn.MaxPool2d(2)  # before norm and GELU: a quarter of their work
     rest: list[nn.Module] = []
     for _ in range(depth - 1):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distcifar.config import ModelConfig
 from distcifar.models import build_model
+from distcifar.models.whitened import PooledConv
 
 
 def written_out(net: nn.Module, images: Tensor, *, depth: int) -> Tensor:
@@ -40,3 +41,16 @@ def test_a_block_is_what_it_says(depth: int):
     net.train()(images)  # statistics other than 0 and 1
     net.eval()
     torch.testing.assert_close(net(images), written_out(net, images, depth=depth), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (8, 7), (7, 8)])
+def test_what_the_pool_drops_is_not_computed_and_nothing_else_changes(size: tuple[int, int]):
+    torch.manual_seed(0)
+    conv = PooledConv(3, 4, 3, padding=1, bias=False)
+    maps = torch.randn(2, 3, *size, requires_grad=True)
+    ours, whole = conv(maps), F.conv2d(maps, conv.weight, padding=1)
+    assert ours.shape[2:] == tuple(side - side % 2 for side in size)
+    inputs = (maps, conv.weight)
+    pooled = [F.max_pool2d(made, 2) for made in (ours, whole)]
+    torch.testing.assert_close(*pooled)
+    torch.testing.assert_close(*(torch.autograd.grad(maxima.square().sum(), inputs) for maxima in pooled))
