@@ -11,7 +11,7 @@ import numpy as np
 from distcifar.config import Recipe
 from distcifar.data.loader import Loaders
 from distcifar.training.engine import fit
-from distcifar.training.reports import EpochReport
+from distcifar.training.reports import EpochReport, resident_bytes
 from distcifar.training.state import TrainState
 from distcifar.world import World
 
@@ -38,11 +38,9 @@ class Growth:
 
 def usage() -> Usage:
     """Now. Threads are the kernel's count: FFCV's and numba's too."""
-    with open("/proc/self/statm") as statm:
-        pages = int(statm.read().split()[1])
     files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
     assert threads >= threading.active_count()
-    return Usage(files, threads, pages * os.sysconf("SC_PAGESIZE"))
+    return Usage(files, threads, resident_bytes())
 
 
 def train_with_exits(recipe: Recipe, state: TrainState, loaders: Loaders, world: World) -> list[Usage]:

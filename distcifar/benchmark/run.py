@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -12,12 +13,12 @@ from distcifar.benchmark.place import Place
 from distcifar.benchmark.plot import draw
 from distcifar.benchmark.results import Comparison, document
 from distcifar.benchmark.screen import show
-from distcifar.benchmark.settings import PARTS, Settings
+from distcifar.benchmark.settings import Part, Settings
 from distcifar.config import to_dict
 from distcifar.files import write_json
 from distcifar.training.allocator import keep_freed_memory
 
-MEASURE: dict[str, Callable[[Place], list[Comparison]]] = {
+MEASURE: dict[Part, Callable[[Place], list[Comparison]]] = {
     "loader": loader.loader,
     "step": step.step,
     "startup": startup.startup,
@@ -29,7 +30,7 @@ MEASURE: dict[str, Callable[[Place], list[Comparison]]] = {
 }
 
 
-def run_benchmark(what: str, settings: Settings, environment: Mapping[str, str]) -> Path:
+def run_benchmark(what: Part | Literal["all"], settings: Settings, environment: Mapping[str, str]) -> Path:
     """Measures one part, or all in sequence; returns the JSON file. environment: of the processes that are started."""
     console = Console(width=120, highlight=False)
     keep_freed_memory()  # as a training does
@@ -38,7 +39,7 @@ def run_benchmark(what: str, settings: Settings, environment: Mapping[str, str])
         place = Place(settings, Path(folder), environment, lambda text: console.print(text, markup=False))
         if what == "all" and place.on_gpu:
             found += _shown(checks.check_device(place), console)
-        for part in PARTS if what == "all" else (what,):
+        for part in MEASURE if what == "all" else (what,):
             place = Place(settings, Path(folder) / part, environment, place.announce)
             place.scratch.mkdir()
             found += _shown(MEASURE[part](place), console)

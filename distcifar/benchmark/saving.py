@@ -4,10 +4,8 @@ import time
 
 from distcifar.benchmark.place import Place
 from distcifar.benchmark.results import Comparison, lines_of
-from distcifar.benchmark.rounds import by_turns, seconds_of_steps
-from distcifar.training.build import build_state
+from distcifar.benchmark.rounds import by_turns, endless_training, seconds_of_steps
 from distcifar.training.checkpoint import capture
-from distcifar.training.engine import fit
 from distcifar.training.saving import CheckpointWriter
 
 WITHOUT, WITH = "without a checkpoint", "with one"
@@ -16,10 +14,8 @@ WITHOUT, WITH = "without a checkpoint", "with one"
 def saving(place: Place) -> list[Comparison]:
     """Blocks of `steps` steps by turns with one checkpoint and without; what the loop waits for the state's copy."""
     recipe = place.recipe("resnet18", batch_size=place.settings.batch_size)
-    prepared, data = place.open(recipe)
-    state = build_state(recipe, data, prepared.digest, place.world)
-    state.set_precision("bf16" if recipe.precision == "auto" else recipe.precision)
-    reports = fit(recipe, state, data.loaders, place.world)
+    _, data = place.open(recipe)
+    state, reports = endless_training(recipe, data, place)
     writer = CheckpointWriter(place.scratch / "checkpoints", keep=1, before=lambda: None)
     standstills: list[float] = []
 

@@ -6,7 +6,6 @@ from typing import Literal
 from distcifar.config.values import Range, conform, require_ranges
 
 Part = Literal["loader", "step", "startup", "scaling", "speedrun", "growth", "saving", "tracking"]
-PARTS: tuple[Part, ...] = ("loader", "step", "startup", "scaling", "speedrun", "growth", "saving", "tracking")
 RANGES = {
     "rounds": Range(1, 1000),
     "threads": Range(0, 1024),

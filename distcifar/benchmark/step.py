@@ -12,12 +12,12 @@ import torch
 from distcifar.benchmark.peers import Answer, able_peers, peer_scripts, request, run_ours, run_peer
 from distcifar.benchmark.place import Place, train_command
 from distcifar.benchmark.results import Comparison, Goal, lines_of
-from distcifar.benchmark.rounds import Side, by_turns, seconds_of_steps
+from distcifar.benchmark.rounds import Side, by_turns, endless_training, seconds_of_steps
 from distcifar.config import Recipe, replace_at
 from distcifar.data.build import OpenData
 from distcifar.data.loader import Batch
 from distcifar.training.build import build_state
-from distcifar.training.engine import fit, wrap
+from distcifar.training.engine import wrap
 from distcifar.training.step import train_step
 
 RECIPES = ("cnn-day41", "resnet9-aug")
@@ -52,7 +52,8 @@ def _steps(recipe: Recipe, place: Place) -> Comparison:
         plain: _alone(recipe, data, place, batches, "fp32", layout=torch.contiguous_format),
         lean: _alone(recipe, data, place, batches, "fp32"),
         half: _alone(recipe, data, place, batches, "bf16"),
-        "engine with its loader, fp32": _with_loader(recipe, data, place, len(batches)),
+        "engine with its loader, fp32": _with_loader(recipe, data, place, len(batches), "fp32"),
+        "engine with its loader, bf16": _with_loader(recipe, data, place, len(batches), "bf16"),
     }
     if place.settings.compile == "on" or (place.settings.compile == "auto" and place.on_gpu):
         for precision in ("fp32", "bf16"):
@@ -60,7 +61,10 @@ def _steps(recipe: Recipe, place: Place) -> Comparison:
                 recipe, data, place, batches, precision, compiled=True
             )
     found = by_turns(sides, place.settings.rounds, title=f"{recipe.name}: step")
-    goals = (Goal("engine with its loader, fp32", lean, LEAST_LOADER),)
+    goals = (
+        Goal("engine with its loader, fp32", lean, LEAST_LOADER),
+        Goal("engine with its loader, bf16", half, LEAST_LOADER),
+    )
     notes = (f"Batches of {recipe.batch_size}, {len(batches)} steps a block; images resident on {place.world.device}.",)
     return Comparison(f"{recipe.name}: training step", "images/s", lines_of(found), plain, goals=goals, notes=notes)
 
@@ -93,12 +97,9 @@ def _alone(
     return measure
 
 
-def _with_loader(recipe: Recipe, data: OpenData, place: Place, steps: int) -> Side:
+def _with_loader(recipe: Recipe, data: OpenData, place: Place, steps: int, precision: str) -> Side:
     """fit() as a run drives it, evaluations not counted."""
-    recipe = replace(recipe, epochs=100_000)
-    state = build_state(recipe, data, "benchmark", place.world)
-    state.set_precision("fp32")
-    reports = fit(recipe, state, data.loaders, place.world)
+    state, reports = endless_training(recipe, data, place, precision)
 
     def measure(_: int) -> float:
         before, seconds = state.progress.step, seconds_of_steps(reports, steps)

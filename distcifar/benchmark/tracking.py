@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distcifar.benchmark.place import Place
 from distcifar.benchmark.results import Comparison, lines_of
-from distcifar.benchmark.rounds import by_turns, seconds_of_steps
+from distcifar.benchmark.rounds import by_turns, endless_training, seconds_of_steps
 from distcifar.cluster.facts import collect_facts
 from distcifar.config import Recipe, RunSpec, to_dict
 from distcifar.data.prepare import PreparedData
@@ -18,8 +18,6 @@ from distcifar.tracking.shipping.content import step_values
 from distcifar.tracking.shipping.ship import Shipping
 from distcifar.tracking.shipping.tracker import Tracker
 from distcifar.tracking.wandb.run import WandbRun
-from distcifar.training.build import build_state
-from distcifar.training.engine import fit
 from distcifar.training.reports import Report, Row, StepReport
 
 SETTLE_SECONDS = 8.0  # for the client to start: that is measured apart
@@ -30,9 +28,7 @@ def tracking(place: Place) -> list[Comparison]:
     """Blocks of steps by turns without W&B, beside the shipper, and with the client in this process, offline."""
     recipe = place.recipe("quick", batch_size=place.settings.batch_size)
     prepared, data = place.open(recipe)
-    state = build_state(recipe, data, prepared.digest, place.world)
-    state.set_precision("bf16" if recipe.precision == "auto" else recipe.precision)
-    reports = fit(recipe, state, data.loaders, place.world)
+    _, reports = endless_training(recipe, data, place)
     starts: list[float] = []
 
     def block(kind: str, number: int) -> float:

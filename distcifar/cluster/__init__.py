@@ -9,7 +9,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # 15 by default: beside any other program workers would wait, unlike a single one
-    "THP_MEM_ALLOC_ENABLE": "1",  # torch: huge pages for large tensors on a CPU
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it --deterministic is refused by cuBLAS; 32 MB, as by default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

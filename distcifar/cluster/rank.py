@@ -22,6 +22,7 @@ from distcifar.data.build import OpenData, open_data
 from distcifar.errors import CheckpointError, DistcifarError, DivergenceError, ResourceError
 from distcifar.tracking.journal import append_event
 from distcifar.tracking.startup import FirstStep
+from distcifar.training.allocator import return_freed_memory
 from distcifar.training.build import build_state, first_images
 from distcifar.training.checkpoint import Checkpoint, load_checkpoint, newest_good
 from distcifar.training.compiled import compile_in_question, resolve_compile, steps_left
@@ -118,6 +119,7 @@ def _train_sound(
         _agreed(world, lambda: recorder.begin(state, before, damaged, attempt.cause))  # noqa: B023 (called at once)
         attempt = replace(attempt, began=state.progress.step)
         stages.first.ended("model")
+        return_freed_memory()
         try:
             return _train(job, world, data, state, recorder, stages, after_epoch)
         except DivergenceError as error:
@@ -205,6 +207,7 @@ def _train(
         elif report.stopping:
             return _stopped(state, recorder, world)
     _require_recorded(recorder, world)
+    return_freed_memory()
     with _alone(world):
         result = summarise(state, data, world, interrupted=options.interrupted)
     if result is None:

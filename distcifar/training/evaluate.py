@@ -17,6 +17,7 @@ Interrupted = Callable[[int, World], bool]  # given the number of a batch; a col
 Views = Literal["none", "flip", "shift"]  # Recipe.tta
 
 SURE = 0.7  # lead of the best class's probability over the second's: above it a further look seldom changes the answer
+ROUNDED = 64  # second looks come in multiples of it: kept memory of ever other sizes seldom fits again
 
 
 @contextmanager
@@ -81,10 +82,11 @@ def predict(net: nn.Module, images: Tensor, views: Views) -> Tensor:
     best = logits.float().softmax(1).topk(2, dim=1).values
     unsure = (best[:, 0] - best[:, 1] < SURE).nonzero().squeeze(1)
     if len(unsure):
-        side, padded = images.shape[2], F.pad(images[unsure], (1, 1, 1, 1), mode="reflect")
+        again = F.pad(unsure, (0, -len(unsure) % ROUNDED))  # with the first image, whose answers are not used
+        side, padded = images.shape[2], F.pad(images[again], (1, 1, 1, 1), mode="reflect")
         moved = (padded[:, :, :side, :side], padded[:, :, 2:, 2:])
         seen = [_with_mirror_image(net, m.contiguous(memory_format=torch.channels_last)) for m in moved]
-        logits[unsure] = logits[unsure] / 2 + (seen[0] + seen[1]) / 4
+        logits[unsure] = logits[unsure] / 2 + (seen[0] + seen[1])[: len(unsure)] / 4
     return logits
 
 

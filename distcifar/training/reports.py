@@ -1,5 +1,6 @@
 """What fit() yields: steps and epochs as rows of plain numbers, reduced over ranks."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -147,5 +148,10 @@ def memory_bytes(device: torch.device) -> int:
     """Memory in use: the GPU's peak so far, or this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return resident_bytes()
+
+
+def resident_bytes() -> int:
+    """What of this process's memory is in RAM."""
     with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * 4096
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -11,13 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plain
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
-from torchvision import transforms
 
 
 def main() -> None:
@@ -28,29 +25,13 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     recipe, epochs = request["recipe"], request["epochs"]
     lightning.seed_everything(request["seed"])
-    with np.load(request["data"]) as file:
-        data = {name: file[name] for name in file.files}
-    size, channels = data["train_x"].shape[1], data["train_x"].shape[3]
-    normalise = transforms.Normalize(request["mean"], request["std"])
-    augmented = plain.train_transform(recipe["augment"], size, normalise)
-    as_it_is = transforms.Compose([transforms.ToTensor(), normalise])
-
-    def loader(split: str, transform: Any, *, shuffle: bool) -> DataLoader:
-        images = data[f"{split}_x"].squeeze(-1) if channels == 1 else data[f"{split}_x"]
-        batch = recipe["batch_size"] if shuffle else 500
-        return DataLoader(
-            plain.Images(images, data[f"{split}_y"], transform), batch, shuffle, num_workers=request["threads"]
-        )
-
-    train_loader = loader("train", augmented, shuffle=True)
-    val_loader = loader("val", as_it_is, shuffle=False) if "val_x" in data else None
-    test_loader = loader("test", as_it_is, shuffle=False)
+    train_loader, val_loader, test_loader = plain.read_loaders(request)
     seconds: list[float] = []
 
     class Classifier(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = plain.build_net(recipe["model"], channels, size, int(data["train_y"].max()) + 1)
+            self.net = plain.net_for(train_loader, recipe["model"])
             self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe["label_smoothing"])
 
         def training_step(self, batch: Any, _: int) -> torch.Tensor:
@@ -84,7 +65,7 @@ def main() -> None:
     trainer.fit(module, train_loader, val_loader)
     accuracy = plain.evaluate(module.net.to(plain.DEVICE), test_loader)[1]
     line = {"peer": "Lightning", "seconds": time.perf_counter() - start, "epochs": epochs, "accuracy": accuracy}
-    print(json.dumps({**line, "images": len(data["train_y"]), "epoch_seconds": seconds}))
+    print(json.dumps({**line, "images": len(train_loader.dataset), "epoch_seconds": seconds}))
 
 
 if __name__ == "__main__":

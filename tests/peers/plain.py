@@ -164,6 +164,31 @@ def evaluate(net: nn.Module, loader: DataLoader) -> tuple[float, float]:
     return loss / seen, correct / seen
 
 
+def read_loaders(request: dict) -> tuple[DataLoader, DataLoader | None, DataLoader]:
+    """Of the training, validation (where the request has them) and test images."""
+    with np.load(request["data"]) as file:
+        data = {name: file[name] for name in file.files}
+    normalise = transforms.Normalize(request["mean"], request["std"])
+    augmented = train_transform(request["recipe"]["augment"], data["train_x"].shape[1], normalise)
+    as_it_is = transforms.Compose([transforms.ToTensor(), normalise])
+
+    def loader(split: str) -> DataLoader:
+        images = data[f"{split}_x"]
+        images = images.squeeze(-1) if images.shape[3] == 1 else images
+        training = split == "train"
+        dataset = Images(images, data[f"{split}_y"], augmented if training else as_it_is)
+        batch = request["recipe"]["batch_size"] if training else 500
+        return DataLoader(dataset, batch, shuffle=training, num_workers=request["threads"])
+
+    return loader("train"), loader("val") if "val_x" in data else None, loader("test")
+
+
+def net_for(loader: DataLoader, model: dict) -> nn.Module:
+    """The recipe's net for the images of `loader`."""
+    channels, size = loader.dataset[0][0].shape[:2]
+    return build_net(model, channels, size, int(loader.dataset.labels.max()) + 1)
+
+
 def train_epoch(net: nn.Module, loader: Any, optimizer: Any, scheduler: Any, every: str, smoothing: float) -> float:
     """One pass; its mean loss."""
     net.train()
@@ -186,24 +211,8 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     recipe, epochs = request["recipe"], request["epochs"]
     torch.manual_seed(request["seed"])
-    with np.load(request["data"]) as file:
-        data = {name: file[name] for name in file.files}
-    size, channels = data["train_x"].shape[1], data["train_x"].shape[3]
-    normalise = transforms.Normalize(request["mean"], request["std"])
-    augmented = train_transform(recipe["augment"], size, normalise)
-    as_it_is = transforms.Compose([transforms.ToTensor(), normalise])
-
-    def loader(split: str, transform: Any, *, shuffle: bool) -> DataLoader:
-        images = data[f"{split}_x"].squeeze(-1) if channels == 1 else data[f"{split}_x"]
-        batch = recipe["batch_size"] if shuffle else 500
-        workers = request["threads"]
-        return DataLoader(Images(images, data[f"{split}_y"], transform), batch, shuffle, num_workers=workers)
-
-    train_loader = loader("train", augmented, shuffle=True)
-    val_loader = loader("val", as_it_is, shuffle=False) if "val_x" in data else None
-    test_loader = loader("test", as_it_is, shuffle=False)
-
-    net = build_net(recipe["model"], channels, size, int(data["train_y"].max()) + 1).to(DEVICE)
+    train_loader, val_loader, test_loader = read_loaders(request)
+    net = net_for(train_loader, recipe["model"]).to(DEVICE)
     optimizer = build_optimizer(net, recipe["optim"])
     scheduler, every = build_schedule(optimizer, recipe["schedule"], epochs, len(train_loader))
     start, epoch_seconds = time.perf_counter(), []
@@ -219,7 +228,7 @@ def main() -> None:
             scheduler.step(measured[0])
     accuracy = evaluate(net, test_loader)[1]
     line = {"peer": "plain PyTorch", "seconds": time.perf_counter() - start, "epochs": epochs, "accuracy": accuracy}
-    line |= {"images": len(data["train_y"]), "epoch_seconds": epoch_seconds}
+    line |= {"images": len(train_loader.dataset), "epoch_seconds": epoch_seconds}
     print(json.dumps(line))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distcifar.training.evaluate import SURE, evaluate, evaluating, predict
+from distcifar.training.evaluate import ROUNDED, SURE, evaluate, evaluating, predict
 from distcifar.training.metrics import Evaluation
 from distcifar.world import World
 from tests.support import NORM_CNN, ONE, fresh, rank_worlds, small_recipe
@@ -109,6 +109,10 @@ def test_shift_looks_again_at_the_images_that_are_in_doubt_and_at_no_others():
     torch.testing.assert_close(predict(net, images, "shift"), expected, rtol=1e-4, atol=1e-5)
     alone = torch.cat([predict(net, image[None], "shift") for image in images])
     torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+    sizes: list[int] = []
+    net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    predict(net, images, "shift")
+    assert sizes == [len(images)] * 2 + [ROUNDED] * 4, "kept memory does not fit batches of ever other sizes"
 
 
 def test_evaluation_changes_neither_modes_nor_statistics_nor_random_numbers():

@@ -34,7 +34,7 @@ def test_auto_is_bf16_only_where_it_is_faster(monkeypatch, fp32: float, bf16: fl
 
     monkeypatch.setattr(precision, "step_seconds", seconds)
     assert resolve_precision("auto", torch.nn.Identity(), IMAGES, ONE) == winner
-    assert seen == [128, 128], "at most 128 images are timed"
+    assert seen == [64, 64], "at most 64 images are timed"
 
 
 @pytest.mark.parametrize(("answer", "agreed"), [(1.0, "bf16"), (0.0, "fp32")])
