@@ -15,7 +15,7 @@ from distcifar.recipes import RECIPES
 WANTED, INSTEAD = "speedrun94", "quick"
 CPU_RUNS, GPU_RUNS = 3, 100
 OURS, COMMAND = "distcifar", "distcifar: command to result"
-COMMANDS = 3  # runs of jobs/train.py: their time hardly differs, and each trains anew
+CPU_COMMANDS, GPU_COMMANDS = 1, 3  # runs of jobs/train.py: their time hardly differs, and each trains anew
 
 
 def speedrun(place: Place) -> list[Comparison]:
@@ -42,7 +42,7 @@ def speedrun(place: Place) -> list[Comparison]:
 
     sides |= {peer: beside(peer, script) for peer, script in peers.items()}
     found = by_turns(sides, len(seeds), title=f"{recipe.name}: seeds", warm_up=0)
-    commands = [_command(recipe.name, seed, place) for seed in seeds[:COMMANDS]]
+    commands = [_command(recipe.name, seed, place) for seed in seeds[: GPU_COMMANDS if place.on_gpu else CPU_COMMANDS]]
     region = Comparison(
         f"{recipe.name}: timed region", "s", lines_of(found), OURS, more_is_better=False,
         notes=("Training and the final evaluation, after a warm-up that is not counted, as the records define it.",),

@@ -35,8 +35,17 @@ class InProcessWriter(DatasetWriter):
         fields = {"image": image, "label": IntField()}
         super().__init__(str(path), fields, page_size=page_size, num_workers=1)
 
-    def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64], advance: Callable[[int], None]) -> None:
-        """Writes images (uint8 [N, H, W, C]) and labels (int64 [N]), telling `advance` how many are done."""
+    def write(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        advance: Callable[[int], None],
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Writes images (uint8 [M, H, W, C]) `rows` (int64 [N]; None: all) and labels (int64 [N]).
+
+        `advance` is told how many more are done.
+        """
         self.num_samples = len(labels)
         self.prepare()  # header and fields; makes self.metadata_sm, shared memory for pointers and labels
         try:
@@ -49,7 +58,7 @@ class InProcessWriter(DatasetWriter):
                 MemoryAllocator(self.fname, self.data_region_start, self.page_size),
                 multiprocessing.Value("Q", 0),  # FFCV's own count of what is done
                 allocations,
-                _Samples(images, labels),
+                _Samples(images, labels, rows),
             )
             self.finalize(allocations.get())
         finally:
@@ -77,8 +86,9 @@ class _Chunks:
 class _Samples:
     """What FFCV reads the samples from."""
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self._images, self._labels = np.ascontiguousarray(images), labels
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], rows: NDArray[np.int64] | None) -> None:
+        self._images, self._labels, self._rows = np.ascontiguousarray(images), labels, rows
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        return self._images[index], int(self._labels[index])
+        row = index if self._rows is None else self._rows[index]
+        return self._images[row], int(self._labels[index])

@@ -4,6 +4,7 @@ Either DIR/train/CLASS/* with DIR/test/CLASS/* (or DIR/val), or DIR/CLASS/* alon
 An image that cannot be decoded is left out and told (quarantine.json); it is never replaced by another.
 """
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -16,9 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from distcifar.data.digests import files_digest
-from distcifar.data.images import ImageSet, LabelledImages, fit_square
+from distcifar.data.images import ImageSet, LabelledImages, fit_square, pixel_file
 from distcifar.data.progress import progress
 from distcifar.data.split import with_drawn_test
+from distcifar.data.staging import require_space
 from distcifar.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -50,7 +52,8 @@ class FolderSource:
         return files_digest(self.path, files)
 
     def read(self, scratch: Path) -> ImageSet:
-        """Decodes all images. Raises DataError for mixed sizes without `size`, and for too many broken ones."""
+        """Decodes all images into a file in `scratch`. Raises DataError for mixed sizes without `size`, and for too
+        many broken ones."""
         train, test, class_names, notes = _splits(self.path)
         files = [*train, *test]
         with progress("Looking at images", len(files)) as advance:
@@ -59,7 +62,8 @@ class FolderSource:
         channels = 1 if all(head.grey for head in heads.values()) else 3
         shape = (*self._common_size(list(heads.values())), channels)
         good = [file for file in files if file in heads]
-        images = np.zeros((len(good), *shape), np.uint8)
+        require_space(scratch, len(good) * math.prod(shape))
+        images = pixel_file(scratch / "pixels", (len(good), *shape))
         places = {file: index for index, file in enumerate(good)}
 
         def decode(file: "_File") -> None:
@@ -229,7 +233,7 @@ def _pixels(path: Path, size: int, channels: int) -> Any:
 
 def _labelled(images: Any, places: dict[_File, int], files: list[_File]) -> LabelledImages:
     labels = np.array([file.label for file in files], np.int64)
-    return LabelledImages(images[[places[file] for file in files]], labels)
+    return LabelledImages(images, labels, np.array([places[file] for file in files], np.int64))
 
 
 def _relative(file: _File, folder: Path) -> str:

@@ -1,9 +1,11 @@
-"""Labelled images in memory: what every source delivers and every beton holds, with their checks and statistics."""
+"""Labelled images: what every source delivers and every beton holds, with their checks and statistics."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,19 +17,43 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+_PART_BYTES = 16 << 20  # of images that are looked at together
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """One split. images: uint8 [N, H, W, C] with C 1 (grey) or 3 (RGB); labels: int64 [N]."""
+    """One split: images `rows` of a store that other splits share, in memory or in a file (`pixel_file`)."""
 
-    images: NDArray[np.uint8]
+    store: NDArray[np.uint8]
+    """[M, H, W, C] with C 1 (grey) or 3 (RGB)."""
     labels: NDArray[np.int64]
+    """[N]."""
+    rows: NDArray[np.int64] | None = None
+    """[N], which images of the store; None: all of them."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: height, width, channels."""
+        return self.store.shape[1:]
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """All pixels in memory: uint8 [N, H, W, C]."""
+        return self.store if self.rows is None else self.store[self.rows]
+
+    def parts(self) -> Iterator[NDArray[np.uint8]]:
+        """All pixels, some megabytes at a time."""
+        step = max(1, _PART_BYTES // math.prod(self.shape))
+        for start in range(0, len(self), step):
+            part = slice(start, start + step)
+            yield self.store[part if self.rows is None else self.rows[part]]
+
     def take(self, indices: NDArray[np.int64]) -> "LabelledImages":
-        """The samples at `indices` (int64 [M]), in that order; the pixels are copied."""
-        return LabelledImages(self.images[indices], self.labels[indices])
+        """The samples at `indices` (int64 [M]), in that order; no pixel is copied."""
+        return LabelledImages(self.store, self.labels[indices], indices if self.rows is None else self.rows[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +67,16 @@ class ImageSet:
     """What the user should be told: a test split that was drawn, files that are no images."""
     broken: tuple[tuple[str, str], ...] = ()
     """Images that could not be decoded and are in no split: (path, reason)."""
+
+
+def pixel_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Black pixels of `shape` in the new file `path`: a set may be larger than memory.
+
+    Its room is reserved at once, so that a full disk is an OSError here and not a dead process (SIGBUS) later.
+    """
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+    return np.memmap(path, np.uint8, "r+", shape=shape)
 
 
 def checked(images: Any, labels: Any, num_classes: int, where: str) -> LabelledImages:
@@ -101,22 +137,25 @@ def class_counts(labels: NDArray[np.int64], num_classes: int) -> tuple[int, ...]
     return tuple(np.bincount(labels, minlength=num_classes).tolist())
 
 
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation of each channel of [N, H, W, C], on the 0-1 scale.
+def channel_statistics(parts: Iterable[NDArray[np.uint8]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation of each channel of images [..., H, W, C], on the 0-1 scale.
 
-    In whole numbers until the last division, hence the same on every machine; 0.6 s for 50,000 CIFAR images.
+    In whole numbers until the last division, hence the same on every machine; 0.6 s for 50,000 CIFAR images. Each part
+    is widened to 8 bytes per pixel.
     """
-    counts = np.zeros((images.shape[3], 256), np.int64)
-    for start in range(0, len(images), 4096):  # bincount widens its input to 8 bytes per pixel: in parts
-        part = images[start : start + 4096]
-        for channel, histogram in enumerate(counts):
-            histogram += np.bincount(part[..., channel].ravel(), minlength=256)
+    counts = np.sum([_histograms(part) for part in parts], axis=0)
     value = np.arange(256)
     totals, squares = (counts @ value).tolist(), (counts @ value**2).tolist()
-    scale = 255 * (images.size // images.shape[3])
+    scale = 255 * int(counts[0].sum())
     mean = tuple(total / scale for total in totals)
     spread = (scale // 255 * square - total * total for total, square in zip(totals, squares, strict=True))
     return mean, tuple(math.sqrt(value) / scale for value in spread)
+
+
+def _histograms(images: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+    """How often each channel of [..., C] has each value: C times int64 [256]."""
+    channels = np.moveaxis(images, -1, 0)
+    return [np.bincount(channel.ravel(), minlength=256) for channel in channels]
 
 
 def fit_square(image: "Image", size: int) -> "Image":
@@ -126,13 +165,13 @@ def fit_square(image: "Image", size: int) -> "Image":
     return ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
 
 
-def resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """`fit_square` on each image of [N, H, W, C]; the array itself if it has that size already."""
-    if images.shape[1:3] == (size, size):
-        return images
+def resized(part: LabelledImages, size: int) -> LabelledImages:
+    """`fit_square` on each image; the split itself if it has that size already."""
+    if part.shape[:2] == (size, size):
+        return part
     from PIL import Image
 
-    channels = images.shape[3]
+    images, channels = part.images, part.shape[2]
     out = np.empty((len(images), size, size, channels), np.uint8)
 
     def resize(index: int) -> None:
@@ -142,18 +181,15 @@ def resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     with ThreadPoolExecutor() as pool:  # PIL lets other threads run while it resamples
         for _ in pool.map(resize, range(len(images))):
             pass
-    return out
+    return LabelledImages(out, part.labels)
 
 
 def with_size(image_set: ImageSet, size: int) -> ImageSet:
     """The set at size x size pixels (0: as it is). Raises DataError if its images would not be square."""
     if size:
-        train, test = (
-            LabelledImages(resized(part.images, size), part.labels) for part in (image_set.train, image_set.test)
-        )
-        image_set = replace(image_set, train=train, test=test)
-    shapes = {part.images.shape[1:] for part in (image_set.train, image_set.test)}
-    height, width = image_set.train.images.shape[1:3]
+        image_set = replace(image_set, train=resized(image_set.train, size), test=resized(image_set.test, size))
+    shapes = {part.shape for part in (image_set.train, image_set.test)}
+    height, width = image_set.train.shape[:2]
     if len(shapes) > 1 or height != width:
         raise DataError(
             f"The images are {' and '.join(sorted(_shape_text(shape) for shape in shapes))}",

@@ -157,15 +157,15 @@ def _write(
     for note in image_set.notes:
         announce(note)
     splits = _split(image_set, config)
-    height, width, channels = splits["train"].images.shape[1:]
+    height, width, channels = splits["train"].shape
     _require_storable(config, channels)
     image_bytes = height * width * channels
     require_space(ready, sum(file_bytes(len(part), image_bytes, config.storage) for part in splits.values()))
-    mean, std = channel_statistics(splits["train"].images)
+    mean, std = channel_statistics(splits["train"].parts())
     manifests = {}
     for split, part in splits.items():
         path = ready / f"{split}.beton"
-        write_beton(path, part.images, part.labels, config.storage)
+        write_beton(path, part.store, part.labels, config.storage, rows=part.rows)
         draft = Manifest(
             split=split,
             data=file_config(config),

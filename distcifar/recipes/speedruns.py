@@ -52,15 +52,18 @@ _speedrun94 = replace(
     name="speedrun94",
     description=(
         "Ours: 94 % on CIFAR-10 with as little arithmetic as we can; on two CPU cores with bf16 units in ten minutes.\n"
-        "The net of airbench94 (64-256-256), trained on all images for two epochs and on the hardest half of them\n"
-        "after that: 6 epochs' worth of steps instead of 8. No validation images: the last epoch is taken."
+        "The net of airbench94 (64-256-256), trained on all images for two epochs and on the hardest 48 % of them\n"
+        "after that: 6.3 epochs' worth of steps instead of 8. No validation images: the last epoch is taken."
     ),
-    epochs=10,
+    epochs=11,
     select_on="last",
-    hard_share=0.5,
+    hard_share=0.48,  # with this, two cores need ten seconds less than ten minutes
+    hard_from=0.18,
     model=ModelConfig(name="whitened", widths=(64, 256, 256), init="dirac"),
     data=DataConfig(validation=0),
-    augment=AugmentConfig(crop_padding=4, crop_fill="reflect", flip="alternate"),  # the hard half is seen often
+    augment=AugmentConfig(  # the hard half is seen often
+        crop_padding=4, crop_fill="reflect", flip="alternate", brightness=0.13, contrast=0.13
+    ),
 )
 
 _speedrun96 = replace(

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distcifar.config import DataConfig
+from distcifar.data import images as images_module
 from distcifar.data import prepare as prepare_module
 from distcifar.data import staging
 from distcifar.data.beton import read_all, write_beton
-from distcifar.data.images import channel_statistics
+from distcifar.data.images import LabelledImages, channel_statistics
 from distcifar.data.prepare import open_prepared, prepare
 from distcifar.data.sources import SyntheticSource
 from distcifar.data.split import proportional_counts, stratified_indices, train_val_indices
@@ -303,10 +306,10 @@ def test_folders_that_were_mixed_or_renamed_are_refused(root, tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(errno.ENOSPC, "No space left")])
 @pytest.mark.parametrize("step", ["write_beton", "seal", "write_json", "sync_folder"])
 def test_nothing_is_left_of_what_fails(tmp_path, monkeypatch, error, step):
-    def fail(*args):
+    def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(prepare_module, "write_beton", lambda path, *arrays: path.write_bytes(b"something"))
+    monkeypatch.setattr(prepare_module, "write_beton", lambda path, *arrays, rows: path.write_bytes(b"something"))
     monkeypatch.setattr(SyntheticSource, "read", with_a_broken_image(SyntheticSource.read))
     monkeypatch.setattr(staging if step == "sync_folder" else prepare_module, step, fail)
     expected = StorageError if isinstance(error, OSError) else error
@@ -424,3 +427,74 @@ def test_many_classes_are_summed_up(tmp_path):
     save_npz(tmp_path / "own.npz", num_classes=40)
     prepared = quietly(DataConfig(dataset=f"npz:{tmp_path}/own.npz", validation=40), tmp_path)
     assert summary_table(prepared).row_count == 3
+
+
+# sets larger than memory
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import ffcv, PIL.Image, torch  # what they take is not what is limited
+from distcifar.config import DataConfig
+from distcifar.data.prepare import prepare
+
+def private_bytes():
+    return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+
+torch.set_num_threads(1)
+resource.setrlimit(resource.RLIMIT_DATA, (private_bytes() + int(sys.argv[2]),) * 2)
+prepared = prepare(DataConfig(dataset=sys.argv[1], validation=8, storage="jpeg"), Path("data"), announce=print)
+print({split: manifest.num_samples for split, manifest in prepared.manifests.items()})
+"""
+
+
+@pytest.mark.slow
+def test_a_directory_may_be_larger_than_memory(tmp_path):
+    """450 MB of pixels, with 300 MB for all that is allocated meanwhile: they stay in files."""
+    random = np.random.default_rng(0)
+    for number in range(150):
+        folder = tmp_path / "images" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((1000, 1000)).save(folder / f"{number}.jpg")
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "images"), str(300_000_000)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "{'train': 127, 'val': 8, 'test': 15}"
+
+
+def test_a_disk_without_room_for_a_directorys_pixels_is_told(tmp_path, monkeypatch):
+    for number in range(20):
+        folder = tmp_path / "images" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    config = DataConfig(dataset=str(tmp_path / "images"), validation=2)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match=r"No space left.*Free some space"):
+        quietly(config, tmp_path / "data")
+    assert left_over(tmp_path / "data") == []
+
+
+def test_splits_share_their_pixels():
+    store = np.arange(7 * 2 * 2 * 3, dtype=np.uint8).reshape(7, 2, 2, 3)
+    whole = LabelledImages(store, np.arange(7) % 2)
+    odd = whole.take(np.array([1, 3, 5])).take(np.array([2, 0]))
+    assert odd.store is store
+    assert odd.shape == (2, 2, 3)
+    np.testing.assert_array_equal(odd.images, store[[5, 1]])
+    np.testing.assert_array_equal(odd.labels, [1, 1])
+    np.testing.assert_array_equal(np.concatenate(list(odd.parts())), store[[5, 1]])
+    assert whole.images is store
+
+
+def test_parts_are_small_and_together_all(monkeypatch):
+    monkeypatch.setattr(images_module, "_PART_BYTES", 25)  # two images of twelve bytes
+    store = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
+    for images in (LabelledImages(store, np.zeros(5)), LabelledImages(store, np.zeros(5), np.array([4, 3, 2, 1, 0]))):
+        parts = list(images.parts())
+        assert [len(part) for part in parts] == [2, 2, 1]
+        np.testing.assert_array_equal(np.concatenate(parts), images.images)
