@@ -11,14 +11,15 @@ POOL = "M"
 def cnn(config: ModelConfig, *, channels: int, size: int, num_classes: int) -> Net:
     """`layout` as conv-(bn)-relu units and 2x2 max-pools, then `hidden` as linear-relu-dropout.
 
-    Uses layout, kernel, padding, batchnorm, hidden, dropout, init. The pool comes after the ReLU as in the
-    users' code; the order changes nothing, a maximum and ReLU commute.
+    Uses layout, kernel, padding, batchnorm, hidden, dropout, init. The pool comes before the ReLU, unlike in the
+    users' code: a maximum and ReLU commute, so do their gradients, and ReLU has a quarter of the work so.
     """
     require_size("this cnn", size, least_size(config))
     layers: list[nn.Module] = []
     for item in config.layout:
         if item == POOL:
-            layers.append(nn.MaxPool2d(2))
+            after_relu = bool(layers) and isinstance(layers[-1], nn.ReLU)
+            layers.insert(len(layers) - after_relu, nn.MaxPool2d(2))
         else:
             layers += _convolution(config, channels, int(item))
             channels = int(item)

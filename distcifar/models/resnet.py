@@ -44,10 +44,9 @@ def resnet(config: ModelConfig, *, channels: int, size: int, num_classes: int) -
     stem: list[nn.Module] = [
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
+        *([nn.MaxPool2d(3, stride=2, padding=1)] if config.stem_pool else []),  # before the ReLU, as in cnn.py
         nn.ReLU(),
     ]
-    if config.stem_pool:
-        stem.append(nn.MaxPool2d(3, stride=2, padding=1))
     stages = _stages(config.widths, config.blocks, d2l=False)
     return _assemble(stem, stages, config.widths[-1], num_classes)
 
@@ -62,8 +61,8 @@ def resnet_d2l(config: ModelConfig, *, channels: int, size: int, num_classes: in
     stem: list[nn.Module] = [
         nn.Conv2d(channels, 64, 7, stride=2, padding=2),
         nn.BatchNorm2d(64),
+        nn.MaxPool2d(2, stride=2, padding=1),  # before the ReLU, as in cnn.py
         nn.ReLU(),
-        nn.MaxPool2d(2, stride=2, padding=1),
     ]
     return _assemble(stem, _stages((64, 128, 256, 512), 2, d2l=True), 512, num_classes)
 

@@ -52,8 +52,32 @@ def test_maps_of_resnet_d2l_follow_the_code_of_the_note():
         maps = torch.empty(2, 3, 32, 32)
         sides = [maps.shape[-1] for layer in (*model.body[0], *model.body[1:5]) if (maps := layer(maps)).ndim]
         assert model.eval()(torch.empty(2, 3, 28, 28)).shape == (2, 10)
-    assert model.body[0][3].kernel_size == 2  # a pool of 3, as in the note's theory part, gives 8 pixels as well
-    assert sides == [15, 15, 15, 8, 8, 4, 2, 1]  # conv bn relu pool, four stages
+    assert model.body[0][2].kernel_size == 2  # a pool of 3, as in the note's theory part, gives 8 pixels as well
+    assert sides == [15, 15, 8, 8, 8, 4, 2, 1]  # conv bn pool relu, four stages
+
+
+@pytest.mark.parametrize("layout", [("4", "M", "6", "M"), ("M", "4", "M", "M"), ("4", "4", "M")])
+def test_pools_before_relu_change_neither_logits_nor_gradients(layout):
+    """The users' order, conv bn relu pool, of the same layers; small whole numbers, so that maxima are often ties."""
+    model = build_model(ModelConfig(name="cnn", layout=layout, hidden=(5,)), channels=3, size=16, num_classes=3).eval()
+    order = list(model.body)
+    for place in range(1, len(order)):
+        for at in range(place, 0, -1):  # each ReLU moves before the pools that are in front of it
+            if isinstance(order[at], torch.nn.ReLU) and isinstance(order[at - 1], torch.nn.MaxPool2d):
+                order[at - 1], order[at] = order[at], order[at - 1]
+    theirs = torch.nn.Sequential(*order, model.head)
+    assert [*theirs][:-1] != [*model.body]
+    for parameter in model.parameters():
+        parameter.data.copy_(torch.randint(-1, 2, parameter.shape))
+    images = torch.randint(-2, 3, (4, 3, 16, 16)).float()
+    found = []
+    for net in (model, theirs):
+        images.requires_grad_().grad = None
+        logits = net(images)
+        logits.square().sum().backward()
+        found.append((logits, images.grad))
+    assert found[0][1].any()
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
