@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distcifar.data import stores as module
+from distcifar.data.beton import write_beton
 from distcifar.data.stores import BUFFER_SHARE, FIRST_AHEAD, MOST_AHEAD, StreamedStore, next_ahead
 from distcifar.errors import DataError
 from tests.unit.data.conftest import CPU, IMAGES, KINDS, LABELS, N, two_cores
@@ -26,6 +28,22 @@ def store(request, stores):
 def fetched(store, batches):
     """What the store yields, copied before it goes on: streamed tensors live until the next batch."""
     return [(images[rows].numpy().copy(), labels.clone()) for images, rows, labels in store.fetch(batches)]
+
+
+def test_opening_takes_few_bytes_for_each_image(tmp_path):
+    """FFCV's own table takes more than a kilobyte for each: a gigabyte for a million."""
+    count, path = 5000, tmp_path / "many.beton"
+    write_beton(path, np.zeros((count, 2, 2, 3), np.uint8), np.zeros(count, np.int64))
+    from ffcv.reader import Reader
+
+    from distcifar.data.ffcv_reader import open_loader
+
+    loader = open_loader(path, 4, 1)
+    tracemalloc.start()
+    type(loader.memory_manager)(Reader(str(path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * count
 
 
 # ---- what is fetched
