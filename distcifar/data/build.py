@@ -17,7 +17,7 @@ from distcifar.errors import ResourceError
 from distcifar.world import World
 
 RESIDENT_SHARE = 0.25  # of the free memory that resident images may take; the rest is for training
-EVALUATION_BATCH = 500  # images at once; only speed depends on it
+EVALUATION_BATCH = {"cpu": 250, "cuda": 500}  # images at once: only speed and memory depend on it
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def open_data(recipe: Recipe, folder: Path, world: World, *, mode: str, threads:
         stores["train"], pixels, recipe.batch_size, recipe.seed, world, recipe.drop_last, recipe.total_epochs
     )
     measured = {
-        split: EvalLoader(store, pixels, EVALUATION_BATCH, world) for split, store in stores.items() if split != "train"
+        split: EvalLoader(store, pixels, EVALUATION_BATCH[world.device.type], world)
+        for split, store in stores.items()
+        if split != "train"
     }
     loaders = Loaders(train, measured.get("val"), measured["test"], manifest.num_classes)
     return OpenData(loaders, manifest, mode)

@@ -256,7 +256,7 @@ def _rank(job: Job, world: World, scratch: Path, fault: Fault | None, patient: b
     torch.set_num_threads(1)
     numba.set_num_threads(1)
     faulthandler.dump_traceback_later(LIMIT - 5, exit=False)
-    build.EVALUATION_BATCH = EVALUATION_BATCH  # type: ignore[misc]
+    build.EVALUATION_BATCH = {"cpu": EVALUATION_BATCH}  # type: ignore[misc]
     stopping.POLL_SECONDS = 0.0
     rank_module.REPORT_SECONDS = 0.0  # type: ignore[misc]
     _note_batches(scratch / f"consumed-{world.rank}")
