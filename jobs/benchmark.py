@@ -27,7 +27,7 @@ from distcifar.benchmark.settings import Part, Settings
 class Arguments(Settings):
     """What to measure."""
 
-    what: tyro.conf.Positional[Part | Literal["all"]]
+    what: tyro.conf.Positional[Literal[Part, "all"]]
     """docs/benchmarks.md describes each."""
 
 

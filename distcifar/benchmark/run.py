@@ -30,7 +30,7 @@ MEASURE: dict[Part, Callable[[Place], list[Comparison]]] = {
 }
 
 
-def run_benchmark(what: Part | Literal["all"], settings: Settings, environment: Mapping[str, str]) -> Path:
+def run_benchmark(what: Literal[Part, "all"], settings: Settings, environment: Mapping[str, str]) -> Path:
     """Measures one part, or all in sequence; returns the JSON file. environment: of the processes that are started."""
     console = Console(width=120, highlight=False)
     keep_freed_memory()  # as a training does

@@ -29,6 +29,7 @@ def test_a_mistake_is_told_in_one_message(tmp_path: Path):
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: rounds is 0")
     assert benchmark(tmp_path, "stepp").returncode == 2
+    assert benchmark(tmp_path, "all", "--rounds", "0").stderr.startswith("error: rounds is 0"), "all is a part as well"
 
 
 @pytest.mark.slow
