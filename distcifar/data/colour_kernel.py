@@ -11,7 +11,8 @@ from numba import njit, prange
 from numpy import float32
 from numpy.typing import NDArray
 
-from distcifar.data.kernel import source_place  # after a change there remove __pycache__: numba does not notice
+# After a change in kernel.py remove __pycache__: numba's cache of this file does not notice.
+from distcifar.data.kernel import cut_square, source_place
 
 # [C, H+3, W+3]: an image in 0..1 from (1, 1) on, black around it; of four neighbours in a rotation two may lie beyond.
 Planes = NDArray[float32]
@@ -175,6 +176,4 @@ def colour_batch(
         _read(planes, images[rows[i]], shift_y[i], shift_x[i], flip[i], reflect)
         _jitter(planes, factors[i], hue)
         _write_rotated(out[i], planes, degrees[i], mean, std)
-        if cut_side > 0:
-            top, left = cut_y[i] - cut_side // 2, cut_x[i] - cut_side // 2
-            out[i, max(top, 0) : max(top + cut_side, 0), max(left, 0) : max(left + cut_side, 0)] = 0
+        cut_square(out[i], cut_y[i], cut_x[i], cut_side)

@@ -46,6 +46,14 @@ def _fill_line(
             line[uintp(x * channels + c)] = values[uintp(256 * c) + pixel]
 
 
+@njit
+def cut_square(picture: NDArray[np.float32], centre_y: int, centre_x: int, side: int) -> None:
+    """Sets the square of `side` pixels around a centre of `picture` [H, W, C] to 0; none where `side` is 0."""
+    if side > 0:
+        top, left = centre_y - side // 2, centre_x - side // 2
+        picture[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
+
+
 @njit(parallel=True, nogil=True, cache=True)
 def fill_batch(
     out: NDArray[np.float32],  # [n, H, W, C], written
@@ -77,6 +85,4 @@ def fill_batch(
                     lines[y, k] = values[256 * (k % channels)]
             else:
                 _fill_line(lines[y], image[row], columns, inside, values, channels)
-        if cut_side > 0:
-            top, left = cut_y[i] - cut_side // 2, cut_x[i] - cut_side // 2
-            out[i, max(top, 0) : max(top + cut_side, 0), max(left, 0) : max(left + cut_side, 0)] = 0
+        cut_square(out[i], cut_y[i], cut_x[i], cut_side)
