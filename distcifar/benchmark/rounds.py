@@ -10,7 +10,7 @@ from distcifar.data.build import OpenData
 from distcifar.data.progress import progress
 from distcifar.training.build import build_state
 from distcifar.training.engine import fit
-from distcifar.training.reports import EpochReport, Report
+from distcifar.training.reports import EpochReport, FitOptions, Pace, Report
 from distcifar.training.state import TrainState
 
 Side = Callable[[int], float]  # measures once, in round n, and says what it found
@@ -35,13 +35,16 @@ def by_turns(sides: Mapping[str, Side], rounds: int, *, title: str, warm_up: int
 
 
 def endless_training(
-    recipe: Recipe, data: OpenData, place: Place, precision: str = ""
+    recipe: Recipe, data: OpenData, place: Place, precision: str = "", pace: Pace | None = None
 ) -> tuple[TrainState, Iterator[Report]]:
-    """A training that goes on for as long as its reports are read, in `precision` ("": the recipe's; bf16 for auto)."""
+    """A training that goes on for as long as its reports are read, one at each step or as `pace` has it.
+
+    In `precision` ("": the recipe's; bf16 for auto).
+    """
     recipe = replace(recipe, epochs=100_000)
     state = build_state(recipe, data, "benchmark", place.world)
     state.set_precision(precision or ("bf16" if recipe.precision == "auto" else recipe.precision))
-    return state, fit(recipe, state, data.loaders, place.world)
+    return state, fit(recipe, state, data.loaders, place.world, FitOptions(pace or Pace()))
 
 
 def seconds_of_steps(

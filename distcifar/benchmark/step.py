@@ -18,6 +18,7 @@ from distcifar.data.build import OpenData
 from distcifar.data.loader import Batch
 from distcifar.training.build import build_state
 from distcifar.training.engine import wrap
+from distcifar.training.reports import REPORT_SECONDS, Pace
 from distcifar.training.step import train_step
 
 RECIPES = ("cnn-day41", "resnet9-aug")
@@ -99,7 +100,7 @@ def _alone(
 
 def _with_loader(recipe: Recipe, data: OpenData, place: Place, steps: int, precision: str) -> Side:
     """fit() as a run drives it, evaluations not counted."""
-    state, reports = endless_training(recipe, data, place, precision)
+    state, reports = endless_training(recipe, data, place, precision, Pace(REPORT_SECONDS))
 
     def measure(_: int) -> float:
         before, seconds = state.progress.step, seconds_of_steps(reports, steps)

@@ -76,6 +76,9 @@ def _use_threads(threads: int, world: World) -> None:
     if world.device.type == "cpu":
         import numba  # a second: not for a GPU
 
+        # TBB's threads, numba's first choice where it is installed, take the cores from torch's for a while after each
+        # batch: 2 to 3 ms a step. OpenMP's go to sleep.
+        numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
         numba.set_num_threads(threads)
 
 

@@ -130,7 +130,7 @@ def _train_epoch(
         if any(module.training != mode for module, mode in modes):
             raise RuntimeError("the model's train/eval mode was changed inside the epoch")
         if random:
-            torch.manual_seed(step_seed(recipe.seed, progress.step, world.rank))
+            _seed_dropout(world.device, step_seed(recipe.seed, progress.step, world.rank))
         progress.lr = learning_rate(recipe, state, steps_per_epoch)
         set_learning_rate(state.optimizers, progress.lr / recipe.optim.lr)
         epochs_done = progress.epoch + progress.epoch_step / steps_per_epoch
@@ -155,6 +155,12 @@ def _set_mode(net: nn.Module, recipe: Recipe, state: TrainState, *, training: bo
     net.train(training)
     for norm in frozen_norms(state.model, recipe.model):
         norm.eval()
+
+
+def _seed_dropout(device: torch.device, seed: int) -> None:
+    """Seeds the generator of `device`. torch.manual_seed seeds all devices': 0.6 ms a step without a GPU."""
+    generator = torch.cuda if device.type == "cuda" else torch.default_generator
+    generator.manual_seed(seed)
 
 
 def _close_epoch(
