@@ -23,3 +23,5 @@ class Job:
     data_digest: str
     launch: str  # a new name for each time that the user has typed the command
     startup: Marks = field(default_factory=Marks.of_this_process)  # what the command has done until now
+    measure: bool = True  # at the end the test images, once; else the run stays one that could go on
+    gated: bool = False  # of a search: no epoch begins before it is allowed (sweeps/gate.py)

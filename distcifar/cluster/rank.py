@@ -1,12 +1,12 @@
 """What one rank of a run does, from its data to the result. Every object of a training is built here.
 
-Nothing here knows of Ray: cluster/worker.py brings the world and the place to report epochs to; a torchrun script or
-a test brings others.
+A generator of epochs, as the engine below it is one of reports: whoever runs it tells Ray of them (worker.py), waits
+for a scheduler's decision (sweeps/trial.py), or goes on at once. Nothing here knows of Ray.
 """
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -35,6 +35,8 @@ from distcifar.world import World
 
 T = TypeVar("T")
 AfterEpoch = Callable[[dict[str, float]], None]  # is given each epoch's metrics, on every rank
+Epochs = Generator[dict[str, float], None, dict[str, Any]]  # their metrics; returns the result
+Opener = Callable[[Job, World], OpenData]
 
 GPU_ASK_BATCHES = 20  # of an evaluation: to ask whether to stop makes the host wait for the GPU
 DETERMINISTIC = (
@@ -45,18 +47,33 @@ ROLLBACKS = 3
 
 
 def train_rank(job: Job, world: World, *, listen: Listener, after_epoch: AfterEpoch) -> dict[str, Any]:
-    """Trains on this rank to the end: {"summary": ...}, {"stopped": step}, or {"error": DistcifarError}.
+    """Trains on this rank to the end: what `rank_epochs` returns; `after_epoch` is given each epoch's metrics."""
+    result: dict[str, Any] = {}
 
-    What a user can mend, and diverged training, are returned by all ranks alike; any other error is noted in the
-    run's events and raised.
+    def epochs() -> Iterator[dict[str, float]]:
+        nonlocal result
+        result = yield from rank_epochs(job, world, listen=listen)
+
+    with closing(epochs()) as found:  # type: ignore[type-var]  # a generator
+        for metrics in found:
+            after_epoch(metrics)
+    return result
+
+
+def rank_epochs(job: Job, world: World, *, listen: Listener, opener: Opener | None = None) -> Epochs:
+    """Trains on this rank, yielding each epoch's metrics; who closes it leaves a run that can go on.
+
+    Returns {"summary": ...}, {"stopped": step}, or {"error": DistcifarError}: what a user can mend, and diverged
+    training, are returned by all ranks alike; any other error is noted in the run's events and raised. `opener`: reads
+    the data instead of open_data, to keep them between trainings.
     """
     recorder = Recorder()
     try:
-        data = _agreed(world, lambda: _open(job, world))
+        data = _agreed(world, lambda: (opener or _open)(job, world))
         recorder = _agreed(world, lambda: _recorder(job, world, data, listen))
         first = FirstStep(job.startup.ended("data"), lambda: _wait_for(world.device), recorder.started)
         with Pulse(job.folder, world, job.spec.hang_seconds) as pulse, Meter(job.folder, world):
-            return _train_sound(job, world, data, recorder, Stages(pulse, first), after_epoch)
+            return (yield from _train_sound(job, world, data, recorder, Stages(pulse, first)))
     except DistcifarError as error:
         return {"error": error}
     except Exception as error:
@@ -109,9 +126,7 @@ def _agreed(world: World, action: Callable[[], T]) -> T:
     return value
 
 
-def _train_sound(
-    job: Job, world: World, data: OpenData, recorder: Recorder, stages: Stages, after_epoch: AfterEpoch
-) -> dict[str, Any]:
+def _train_sound(job: Job, world: World, data: OpenData, recorder: Recorder, stages: Stages) -> Epochs:
     """Trains; after a divergence, where the recipe says so, again from a checkpoint with a lower rate."""
     attempt = Attempt()
     while True:
@@ -121,7 +136,7 @@ def _train_sound(
         stages.first.ended("model")
         return_freed_memory()
         try:
-            return _train(job, world, data, state, recorder, stages, after_epoch)
+            return (yield from _train(job, world, data, state, recorder, stages))
         except DivergenceError as error:
             if job.recipe.on_divergence == "stop" or state.progress.rollbacks >= ROLLBACKS:
                 raise
@@ -190,22 +205,16 @@ def _restored(job: Job, world: World, data: OpenData, attempt: Attempt) -> Resto
     return state, loaded.scalars["workers"], damaged
 
 
-def _train(
-    job: Job,
-    world: World,
-    data: OpenData,
-    state: TrainState,
-    recorder: Recorder,
-    stages: Stages,
-    after_epoch: AfterEpoch,
-) -> dict[str, Any]:
+def _train(job: Job, world: World, data: OpenData, state: TrainState, recorder: Recorder, stages: Stages) -> Epochs:
     options = _options(job, world, data, state, recorder, stages)
     for report in _guarded(world, fit(job.recipe, state, data.loaders, world, options)):
         recorder.record(report)
         if isinstance(report, EpochReport):
-            after_epoch(report.metrics())
+            yield report.metrics()
         elif report.stopping:
             return _stopped(state, recorder, world)
+    if not job.measure:
+        return _stopped(state, recorder, world)
     _require_recorded(recorder, world)
     return_freed_memory()
     with _alone(world):

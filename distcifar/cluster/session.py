@@ -48,6 +48,13 @@ def ray_session(spec: RunSpec) -> Iterator[Workers]:
 
     Raises ResourceError at once where the head does not answer or the cluster is too small.
     """
+    with connected(spec, 0 if spec.address else embedded_cpus(spec, _cores())):
+        yield fit_workers(spec, ray.cluster_resources())
+
+
+@contextmanager
+def connected(spec: RunSpec, num_cpus: int) -> Iterator[None]:
+    """A connection to the cluster at spec.address, or to one of this machine that claims to have `num_cpus`."""
     environment = dict(ENVIRONMENT)
     options: dict[str, Any] = {"log_to_driver": spec.verbose, "runtime_env": {"env_vars": environment}}
     options["logging_level"] = logging.INFO if spec.verbose else logging.ERROR
@@ -55,9 +62,9 @@ def ray_session(spec: RunSpec) -> Iterator[Workers]:
         require_head(spec.address)
         ray.init(address=spec.address, **options)
     else:
-        start_head(num_cpus=embedded_cpus(spec, _cores()), **options)
+        start_head(num_cpus=num_cpus, **options)
     try:
-        yield fit_workers(spec, ray.cluster_resources())
+        yield
     finally:
         ray.shutdown()
 

@@ -9,6 +9,7 @@ import ray.train.torch
 import torch
 
 from distcifar.cluster.rank import train_rank
+from distcifar.cluster.sweeps.gate import Gate
 from distcifar.config import RunSpec
 from distcifar.training.allocator import keep_freed_memory
 from distcifar.training.lean import leave_compiler_out
@@ -23,22 +24,32 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     job = config["job"]
     world = join_world(job.spec)
     job = replace(job, startup=job.startup.ended("workers"))
-    return train_rank(job, world, listen=config["listen"], after_epoch=ray.train.report)
+
+    def after_epoch(metrics: dict[str, float]) -> None:
+        ray.train.report(metrics)
+        if job.gated:
+            Gate(job.folder).wait(int(metrics["epoch"]))
+
+    return train_rank(job, world, listen=config["listen"], after_epoch=after_epoch)
 
 
 def join_world(spec: RunSpec) -> World:
     """This rank's place and device, with torch's threads and determinism set as `spec` says."""
     context = ray.train.get_context()
-    ranks_here = context.get_local_world_size()
-    cores = spec.cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // ranks_here)
+    cores = spec.cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
+    device = torch.device("cpu") if spec.device == "cpu" else ray.train.torch.get_device()
+    set_up_torch(spec, cores, device)
+    return World(context.get_world_rank(), context.get_world_size(), device)
+
+
+def set_up_torch(spec: RunSpec, cores: int, device: torch.device) -> None:
+    """Torch's threads, determinism and memory, as `spec` says; in the thread that trains."""
     torch.set_num_threads(cores)
     if spec.deterministic:
         torch.use_deterministic_algorithms(mode=True)  # imports the compiler: five seconds on two cores
         # Filled memory would cost 2 to 7 % of a step on a CPU, and nothing here reads what was not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not spec.deterministic
-    device = torch.device("cpu") if spec.device == "cpu" else ray.train.torch.get_device()
     if device.type == "cpu":
         keep_freed_memory()
     leave_compiler_out()
-    return World(context.get_world_rank(), context.get_world_size(), device)

@@ -29,14 +29,29 @@ class OpenData:
     mode: str  # resident or streamed
 
 
+@dataclass(frozen=True)
+class OpenStores:
+    """Verified images, ready for any recipe on them."""
+
+    stores: dict[str, Store]  # by split
+    manifest: Manifest  # of the training images
+    mode: str
+
+
 def open_data(recipe: Recipe, folder: Path, world: World, *, mode: str, threads: int) -> OpenData:
     """Verifies the betons in `folder` and builds loaders over them.
 
     mode: resident, streamed, or auto (resident if the ranks can afford it). threads: of FFCV's decoding and of
     the CPU kernel. Raises DataError for a damaged file before any pixel of it is used.
     """
+    validation = bool(recipe.data.validation)
+    return load(open_stores(folder, world, mode=mode, threads=threads, validation=validation), recipe, world)
+
+
+def open_stores(folder: Path, world: World, *, mode: str, threads: int, validation: bool) -> OpenStores:
+    """The images in `folder`, verified; see `open_data`."""
     _use_threads(threads, world)
-    splits = ("train", "val", "test") if recipe.data.validation else ("train", "test")
+    splits = ("train", "val", "test") if validation else ("train", "test")
     manifests = {split: verify(folder / f"{split}.beton") for split in splits}
     if mode == "auto":
         mode = "resident" if _fits(manifests, world) else "streamed"
@@ -49,19 +64,24 @@ def open_data(recipe: Recipe, folder: Path, world: World, *, mode: str, threads:
             stores[split] = ResidentStore(*read_all(path, manifest), world.device)
         else:
             stores[split] = StreamedStore(path, manifest.num_samples, world.device, threads)
-    manifest = manifests["train"]
+    return OpenStores(stores, manifests["train"], mode)
+
+
+def load(opened: OpenStores, recipe: Recipe, world: World) -> OpenData:
+    """Loaders of `recipe` over images that are open."""
+    manifest = opened.manifest
     mean, std = normalisation(recipe.data.normalize, manifest.mean, manifest.std)
     pixels = PixelPipeline(recipe.augment, recipe.seed, manifest.size, manifest.num_samples, mean, std, world.device)
     train = TrainLoader(
-        stores["train"], pixels, recipe.batch_size, recipe.seed, world, recipe.drop_last, recipe.total_epochs
+        opened.stores["train"], pixels, recipe.batch_size, recipe.seed, world, recipe.drop_last, recipe.total_epochs
     )
     measured = {
         split: EvalLoader(store, pixels, EVALUATION_BATCH[world.device.type], world)
-        for split, store in stores.items()
+        for split, store in opened.stores.items()
         if split != "train"
     }
     loaders = Loaders(train, measured.get("val"), measured["test"], manifest.num_classes)
-    return OpenData(loaders, manifest, mode)
+    return OpenData(loaders, manifest, opened.mode)
 
 
 def _use_threads(threads: int, world: World) -> None:

@@ -4,8 +4,8 @@
       sweep.json       recipe, space, specification and data of the search: what it is, for its whole life
       points.jsonl     what a searcher that learns has proposed: trial, point
       results.jsonl    each epoch's result in the order in which it was decided on, with the decision
-      trials/007/      a run directory for each trial (tracking/journal.py); 007-e004-1f2a: what pbt made of it
-      confirm/         those of the confirmation
+      trials/007/      a run directory for each trial (tracking/journal.py); 007-e004-1f2a: what pbt made of it; c007-2:
+                       its configuration with another seed, to confirm it (confirmed.jsonl)
       ranking.json     the end: ranking, importance, savings, winner; best.json: the winner as a recipe file
 
 A search is a deterministic program of its results. After an interruption it is run again from its start, and each epoch
@@ -26,7 +26,7 @@ from distcifar.config.sweep import SweepSpec
 from distcifar.errors import StorageError
 from distcifar.files import write_json
 
-SWEEP, RESULTS, POINTS = "sweep.json", "results.jsonl", "points.jsonl"
+SWEEP, RESULTS, CONFIRMED, POINTS = "sweep.json", "results.jsonl", "confirmed.jsonl", "points.jsonl"
 MAY_CHANGE = ("concurrent", "retries", "confirm", "export", "cpus_per_trial", "gpus_per_trial")
 """Fields of SweepSpec that may differ when a search goes on."""
 
@@ -42,7 +42,9 @@ class Result:
     score: float  # the best accuracy up to here
     loss: float
     seconds: float  # of training, of this run up to here
-    decision: str = ""  # continue, stop or pause
+    decision: str = ""  # continue, stop, pause or (pbt) noop; failed where there is a problem
+    step: int = 0  # optimizer steps of this run up to here
+    problem: str = ""  # why there is no such epoch: diverged, or a point that is no recipe; accuracy is 0 then
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,9 @@ def _require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 class Results:
     """results.jsonl. The driver alone writes it; each line is on the disk before its decision is acted upon."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / RESULTS
-        self.all = read_results(folder)
+    def __init__(self, folder: Path, name: str = RESULTS) -> None:
+        self._path = folder / name
+        self.all = read_results(folder, name)
         self._known = {(result.run, result.epoch): result for result in self.all}
 
     def known(self, run: str, epoch: int) -> Result | None:
@@ -146,9 +148,9 @@ class Results:
         self._known[result.run, result.epoch] = result
 
 
-def read_results(folder: Path) -> list[Result]:
-    """All whole lines of results.jsonl."""
-    return [Result(**line) for line in lines_in(folder / RESULTS)]
+def read_results(folder: Path, name: str = RESULTS) -> list[Result]:
+    """All whole lines of results.jsonl, or of the confirmation's."""
+    return [Result(**line) for line in lines_in(folder / name)]
 
 
 def read_points(folder: Path) -> dict[int, Point]:
