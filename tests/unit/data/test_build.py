@@ -14,7 +14,10 @@ LAYER = """
 import numba, numpy, torch
 from distcifar.data.build import _use_threads
 from distcifar.world import World
+torch.set_num_threads(1)
+numba.config.NUMBA_NUM_THREADS = 2
 _use_threads(1, World())
+assert torch.get_num_threads() == 1
 @numba.njit(parallel=True)
 def add(values):
     for i in numba.prange(len(values)):
