@@ -8,12 +8,14 @@ examples:
   python jobs/train.py resnet18 --workers 2..8             as many as there are places for, while it runs
   python jobs/train.py quick --resume runs/a --branch --name b --optim.lr 0.01    from a's newest checkpoint on
   python jobs/train.py quick --resume wandb:team/distcifar/a-3fa9c2   a run of another machine, with nothing but W&B
+  python jobs/train.py runs/a/best.json                    a recipe file: what a search has found (jobs/tune.py)
   python jobs/train.py RECIPE --help                       every field with its meaning
 """
 
 import os
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -22,7 +24,7 @@ from program import INTERRUPTED, command, from_environment, run_program
 from distcifar.cluster import ENVIRONMENT
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.run import spelled_out
-from distcifar.recipes import RECIPES, get_recipe
+from distcifar.recipes import RECIPES, get_recipe, read_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
         for name, recipe in RECIPES.items():
             print(f"  {name:24} {recipe.description.strip().splitlines()[0]}")
         sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
-    named = get_recipe(argv[0])
+    named = read_recipe(Path(argv[0])) if argv[0].endswith(".json") else get_recipe(argv[0])
     flags = RecipeFlags(**{field.name: getattr(named, field.name) for field in fields(named)})
     chosen = tyro.cli(
         Command, args=spelled_out(argv[1:]), default=Command(flags, RunSpec()), prog=f"train.py {named.name}",

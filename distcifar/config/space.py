@@ -5,62 +5,18 @@ and it goes to JSON and to the command line (optim.lr=loguniform:1e-3:1) and bac
 """
 
 import itertools
-import math
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, get_type_hints
 
+from distcifar.config.domain import FORMS, Domain, Value, frozen, parse_domain, parse_value, value_text
 from distcifar.config.recipe import Recipe
 from distcifar.config.values import from_dict, replace_at, require, to_dict
 
-Value = bool | int | float | str | tuple[Any, ...]
+_OF_DATA = ("data.dataset", "data.validation", "data.train_first", "data.size", "data.split_seed", "data.storage")
+FIXED = ("name", "seed", "epochs", "then", *_OF_DATA)  # alike for all trials, or given to them by the search
 Point = dict[str, Value]  # dotted paths into a recipe, with their values
-FORMS = "loguniform:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A|B|C"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Domain:
-    """Values of one field: an interval of numbers, or a list."""
-
-    kind: Literal["loguniform", "uniform", "int", "choice"]
-    low: float = 0.0
-    high: float = 0.0
-    values: tuple[Value, ...] = ()
-
-    def draw(self, generator: random.Random) -> Value:
-        """One value; all are as likely (of loguniform: their logarithms)."""
-        if self.kind == "choice":
-            return generator.choice(self.values)
-        return self._at(generator.random())
-
-    def levels(self, count: int) -> tuple[Value, ...]:
-        """For a grid: all of a list; of an interval `count` values from end to end, at like distances."""
-        if self.kind == "choice":
-            return self.values
-        places = [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
-        return tuple(dict.fromkeys(self._at(place) for place in places))
-
-    def place(self, value: Any) -> float:
-        """Where `value` lies, 0 to 1: `_at` undone; of a list its number."""
-        if self.kind == "choice":
-            return self.values.index(value) / max(1, len(self.values) - 1)
-        low, high, value = (math.log(x) if self.kind == "loguniform" else x for x in (self.low, self.high, value))
-        return (value - low) / (high - low)
-
-    def _at(self, place: float) -> Value:
-        if self.kind == "loguniform":
-            value = math.exp(math.log(self.low) + place * math.log(self.high / self.low))
-            return float(f"{value:.4g}")  # no result depends on the fifth digit, and people read them
-        if self.kind == "int":
-            return min(int(self.high), int(self.low + place * (self.high - self.low + 1)))
-        return float(f"{self.low + place * (self.high - self.low):.4g}")
-
-    def __str__(self) -> str:
-        if self.kind == "choice":
-            return "choice:" + "|".join(map(value_text, self.values))
-        return f"{self.kind}:{self.low:g}:{self.high:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +55,15 @@ class Space:
         require(bool(self.dimensions), "The search space is empty", "A search varies something",
                 "Add --space optim.lr=loguniform:1e-3:1")  # fmt: skip
         for number, dimension in enumerate(self.dimensions):
+            require(dimension.path not in FIXED, f"The space has {dimension}",
+                    "All trials have the same images and length, and the search gives them their seeds",
+                    f"Take {dimension.path} out, and set it for the whole search")  # fmt: skip
             for value in dimension.domain.levels(2):
                 replace_at(recipe, dimension.path, value)
             if dimension.when is not None:
-                value_at(recipe, dimension.when[0])
+                other, values = dimension.when
+                for value in values:
+                    parse_value(value_text(value), hint_at(recipe, other), str(dimension))
                 known = {other.path for other in self.dimensions[:number]}
                 later = {other.path for other in self.dimensions[number:]}
                 require(
@@ -168,14 +129,21 @@ def value_at(recipe: Recipe, path: str) -> Any:
     """The field at dotted `path`. Raises ConfigError with the nearest name if there is none."""
     value: Any = recipe
     for name in path.split("."):
-        if not hasattr(value, name) or callable(getattr(value, name)):
+        if name not in getattr(value, "__dataclass_fields__", ()):
             replace_at(recipe, path, None)  # which raises, with the nearest name
         value = getattr(value, name)
     return value
 
 
+def hint_at(recipe: Recipe, path: str) -> Any:
+    """The type of the field at dotted `path`, as it is annotated. Raises ConfigError if there is none."""
+    value_at(recipe, path)
+    inner, _, last = path.rpartition(".")
+    return get_type_hints(type(value_at(recipe, inner) if inner else recipe))[last]
+
+
 def parse_dimension(text: str, recipe: Recipe) -> Dimension:
-    """`PATH=DOMAIN`, or `PATH=DOMAIN if OTHER=A|B`; values are read as the recipe's fields are."""
+    """`PATH=DOMAIN`, or `PATH=DOMAIN if OTHER=A|B`; values are read as those of the recipe's fields."""
     main, _, condition = text.partition(" if ")
     path, equals, words = main.strip().partition("=")
     require(bool(equals), f"--space has {text!r}", f"An item is PATH=DOMAIN, a domain {FORMS}",
@@ -183,83 +151,24 @@ def parse_dimension(text: str, recipe: Recipe) -> Dimension:
     when = None
     if condition:
         other, _, values = condition.strip().partition("=")
-        when = (other, tuple(_value(word, value_at(recipe, other), text) for word in values.split("|")))
-    return Dimension(path=path, domain=_domain(words, value_at(recipe, path), text), when=when)
-
-
-def _domain(words: str, now: Any, text: str) -> Domain:
-    kind, _, rest = words.partition(":")
-    if kind == "choice" and rest:
-        return Domain(kind="choice", values=tuple(_value(word, now, text) for word in rest.split("|")))
-    number = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
-    bounds = re.fullmatch(rf"({number}):({number})", rest)
-    require(
-        kind in ("loguniform", "uniform", "int") and bounds is not None,
-        f"--space has {text!r}",
-        f"A domain is {FORMS}",
-        "Write, for example, --space optim.lr=loguniform:1e-3:1",
-    )
-    assert bounds is not None
-    low, high = float(bounds[1]), float(bounds[4])
-    least = 0 if kind == "loguniform" else -math.inf
-    require(least < low < high, f"--space has {text!r}", "LOW is below HIGH, and above 0 for loguniform", "Correct it")
-    require(
-        isinstance(now, int | float) and not isinstance(now, bool) and (kind != "int" or isinstance(now, int)),
-        f"--space has {text!r} for a field that is {now!r} now",
-        "An interval is for numbers, and int for whole ones",
-        "Use choice:A|B|C",
-    )
-    require(
-        kind == "int" or not isinstance(now, int),
-        f"--space has {text!r} for a field of whole numbers",
-        "Its values are whole numbers",
-        "Use int:LOW:HIGH or choice:A|B|C",
-    )
-    return Domain(kind=kind, low=low, high=high)  # type: ignore[arg-type]
-
-
-def _value(word: str, now: Any, text: str) -> Value:
-    """`word` as a value for a field that is `now`."""
-    try:
-        if isinstance(now, bool):
-            return {"true": True, "false": False}[word.lower()]
-        if isinstance(now, int | float):
-            return type(now)(word)
-        if isinstance(now, tuple):
-            items = [item for item in word.split(",") if item]
-            whole = all(isinstance(item, int) for item in now) and all(item.isdecimal() for item in items)
-            return tuple(int(item) if whole else item for item in items)
-    except (KeyError, ValueError):
-        require(ok=False, found=f"--space has {word!r} in {text!r}", rule=f"The field is {now!r} now", remedy="Correct")
-    return word
-
-
-def value_text(value: Value) -> str:
-    """A value as `parse_dimension` reads it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        require(bool(values), f"--space has {text!r}", "A condition is OTHER=A|B",
+                "Write, for example, --space 'optim.momentum=uniform:0.8:0.98 if optim.name=sgd'")  # fmt: skip
+        when = (other, tuple(parse_value(word, hint_at(recipe, other), text) for word in values.split("|")))
+    return Dimension(path=path, domain=parse_domain(words, hint_at(recipe, path), text), when=when)
 
 
 def space_from_dict(data: Any) -> Space:
     """`to_dict(space)` undone."""
     return Space(
         tuple(
-            replace(
-                Dimension(path=item["path"], domain=_domain_from(item["domain"])),
-                when=(item["when"][0], tuple(map(_frozen, item["when"][1]))) if item["when"] else None,
+            Dimension(
+                path=item["path"],
+                domain=Domain(**(item["domain"] | {"values": frozen(item["domain"]["values"])})),
+                when=(item["when"][0], frozen(item["when"][1])) if item["when"] else None,
             )
             for item in data["dimensions"]
         )
     )
-
-
-def _domain_from(item: Mapping[str, Any]) -> Domain:
-    return Domain(kind=item["kind"], low=item["low"], high=item["high"], values=tuple(map(_frozen, item["values"])))
-
-
-def _frozen(value: Any) -> Value:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def ranged(path: str, low: float, high: float, *, log: bool = False) -> Dimension:

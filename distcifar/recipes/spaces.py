@@ -4,7 +4,9 @@ Rates span what the field uses around the seed recipes' values (notes S0 to S4) 
 Validation, seeds and precision are not searched: they change what is measured, not how good it is.
 """
 
+from distcifar.config import Recipe, did_you_mean
 from distcifar.config.space import Dimension, Space, chosen, only_if, ranged
+from distcifar.errors import ConfigError
 from distcifar.recipes import cnns, finetune, mlps, mnist, ours, resnets, speedruns
 
 _BATCH = chosen("batch_size", 32, 64, 128, 256)
@@ -93,3 +95,14 @@ SPACES: dict[str, Space] = {
     **{recipe.name: _WHITENED for recipe in speedruns.RECIPES},
     **{recipe.name: _CNN if recipe.model.name == "cnn" else _RESNET for recipe in ours.RECIPES},
 }
+
+
+def space_of(recipe: Recipe) -> Space:
+    """The space of a named recipe. Raises ConfigError for one that has none."""
+    if recipe.name not in SPACES:
+        raise ConfigError(
+            f"There is no search space for {recipe.name!r}",
+            "Each named recipe has one in recipes/spaces.py",
+            did_you_mean(recipe.name, SPACES),
+        )
+    return SPACES[recipe.name]

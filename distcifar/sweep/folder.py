@@ -15,13 +15,13 @@ state that they had, without a file of their own.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from distcifar.config import Recipe, RunSpec, differences, from_dict, to_dict
-from distcifar.config.space import Point, Space, apply, space_from_dict
+from distcifar.config.space import Point, Space, apply, space_from_dict, value_at
 from distcifar.config.sweep import SweepSpec
 from distcifar.errors import StorageError
 from distcifar.files import write_json
@@ -164,6 +164,20 @@ def read_points(folder: Path) -> dict[int, Point]:
 def add_point(folder: Path, trial: int, point: Point) -> None:
     """Notes what was proposed for `trial`."""
     append_line(folder / POINTS, {"trial": trial, "point": point})
+
+
+def points_of_runs(sweep: Sweep, results: Iterable[Result]) -> dict[str, Point]:
+    """By run, the searched fields that are active there, as its recipe.json has them; of runs that have begun."""
+    found: dict[str, Point] = {}
+    for run in {result.run for result in results}:
+        path = sweep.trials / run / "recipe.json"
+        if path.exists():
+            recipe, point = from_dict(Recipe, json.loads(path.read_text())), Point()
+            for dimension in sweep.space.dimensions:
+                if dimension.active(point, recipe):
+                    point[dimension.path] = value_at(recipe, dimension.path)
+            found[run] = point
+    return found
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -3,12 +3,14 @@
 Trials that were stopped early are compared fairly: two trials by their best accuracies up to the last epoch that both
 have reached, as at every epoch both stand at the same place of the same schedule. A trial's standing is the share of
 the others that it beats so (ties count half); of several seeds the mean. A stopped trial is thus never set against
-epochs that it was not allowed, and what a survivor showed later counts against all who got as far.
+epochs that it was not allowed, and what a survivor showed later counts against all who got as far. One that diverged is
+beaten by all that did not; one that was given up after crashes says nothing.
 
 Optuna's PED-ANOVA (arXiv 2304.10255; for conditional fields 2601.20800) tells by how much the values of a field differ
 between the best part of the configurations and all of them. It only asks who is in that part, so that a standing is
-all it needs. It finds something in every field, most in those of few values or few trials: the same is therefore computed
-for standings dealt out by chance, whose mean is taken off, and a field that does not beat them all is not `clear`.
+all it needs. It finds something in every field, most in those of few values or few trials: the same is therefore
+computed for standings dealt out by chance, whose mean is taken off, and a field that does not beat all of them is not
+`clear`.
 """
 
 import random
@@ -50,8 +52,8 @@ class Importance:
 
 
 def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
-    """The importance of each searched field, from all trials with a result that have not failed."""
-    used = [trial for trial in trials if trial.curve and trial.state != "failed"]
+    """The importance of each searched field, from all trials with a result."""
+    used = [trial for trial in trials if trial.point and (trial.problem or (trial.curve and trial.state != "failed"))]
     groups: dict[int, list[int]] = {}
     for place, trial in enumerate(used):
         groups.setdefault(sweep.group_of(trial.number), []).append(place)
@@ -84,6 +86,8 @@ def standings(trials: Sequence[Trial]) -> list[float]:
 
 def _best_so_far(trial: Trial) -> list[float]:
     """The best accuracy up to epoch 1, 2, ... the last one; nothing is known of epochs before the curve's first."""
+    if trial.problem:
+        return [-1.0]  # below any accuracy, from the first epoch on
     found, best, epoch = [], 0.0, 0
     for upto, accuracy in trial.curve:
         found += [best] * (upto - epoch - 1)

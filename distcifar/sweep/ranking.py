@@ -28,6 +28,7 @@ class Trial:
     state: State
     curve: tuple[tuple[int, float], ...]  # epoch and validation accuracy; where runs follow each other the later one's
     seconds: float = 0.0  # of training, over all its runs
+    problem: str = ""  # of a failed one: why, as far as results.jsonl tells
 
     @property
     def reached(self) -> int:
@@ -77,34 +78,39 @@ class Confirmed:
 def trials_of(
     sweep: Sweep, results: Sequence[Result], points: Mapping[int, Point], failed: Collection[int] = ()
 ) -> list[Trial]:
-    """All trials that have a result or have `failed`, by number. points: of each trial the newest."""
+    """All trials that have a result or have failed, by number.
+
+    points: of each trial the newest; one that never began may have none. failed: trials that have, beyond those whose
+    last result is a problem.
+    """
     lines: dict[int, list[Result]] = {number: [] for number in failed}
     for result in results:
         lines.setdefault(result.trial, []).append(result)
-    return [_trial(sweep, number, lines[number], points[number], number in failed) for number in sorted(lines)]
+    return [_trial(sweep, number, lines[number], points.get(number, {}), number in failed) for number in sorted(lines)]
 
 
 def _trial(sweep: Sweep, number: int, lines: Sequence[Result], point: Point, failed: bool) -> Trial:  # noqa: FBT001
-    if not lines:
-        return Trial(number, "", point, 0, 0.0, "", "failed", ())
+    last = lines[-1] if lines else None
     runs: dict[str, list[Result]] = {}
     for result in lines:
-        runs.setdefault(result.run, []).append(result)
-    last = lines[-1]
+        if not result.problem:  # that epoch does not exist
+            runs.setdefault(result.run, []).append(result)
     curve: dict[int, float] = {}
     for run in runs.values():
         curve = {epoch: accuracy for epoch, accuracy in curve.items() if epoch < run[0].epoch}
         curve |= {result.epoch: result.accuracy for result in run}
+    trained = [result for run in runs.values() for result in run]
     return Trial(
         number=number,
-        run=last.run,
+        run=last.run if last else "",
         point=point,
-        epochs=len({(result.run, result.epoch) for result in lines}),
-        score=last.score,
-        decision=last.decision,
-        state="failed" if failed else _state(last, sweep.recipe.total_epochs),
+        epochs=len(trained),
+        score=trained[-1].score if trained else 0.0,
+        decision=last.decision if last else "",
+        state="failed" if failed or last is None or last.problem else _state(last, sweep.recipe.total_epochs),
         curve=tuple(curve.items()),
         seconds=sum(run[-1].seconds for run in runs.values()),
+        problem=last.problem if last else "",
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -10,14 +10,17 @@ import ray
 from distcifar.cluster.job import Announce
 from distcifar.cluster.run_folder import only_launch
 from distcifar.cluster.session import connected
+from distcifar.cluster.sweeps.confirm import confirm
 from distcifar.cluster.sweeps.room import Room, embedded_cpus, room_for
-from distcifar.cluster.sweeps.search import points_of
+from distcifar.cluster.sweeps.search import Told, points_of, search
 from distcifar.config import Recipe, RunSpec
-from distcifar.config.space import Space
+from distcifar.config.space import Point, Space
 from distcifar.config.sweep import MODEL_BASED, SweepSpec
 from distcifar.data.prepare import prepare
 from distcifar.errors import ConfigError
 from distcifar.sweep.folder import Sweep, write_sweep
+from distcifar.sweep.ranking import Confirmed, Ranked, Trial
+from distcifar.sweep.winner import ranked_trials
 
 
 def plan_sweep(recipe: Recipe, space: Space, spec: SweepSpec, run: RunSpec, announce: Announce) -> Sweep:
@@ -65,3 +68,31 @@ def _of_length(recipe: Recipe, epochs: int) -> Recipe:
 def _kept(spec: SweepSpec) -> int:
     """Checkpoints that a trial keeps: with pbt others may take over a state of one exchange before."""
     return spec.grace + 2 if spec.scheduler == "pbt" else 1
+
+
+@dataclass(frozen=True)
+class SweepEnd:
+    """How the command has ended."""
+
+    stopped: bool
+    failed: dict[str, str]  # runs given up after crashes, with the reason
+    trials: list[Trial]
+    ranked: list[Ranked]
+    confirmed: list[Confirmed]
+
+
+def run_sweep(sweep: Sweep, run: RunSpec, told: Told, announce: Announce) -> SweepEnd:
+    """Searches and confirms; goes on with what is in the sweep's folder. Raises the error family."""
+    with sweep_on_ray(sweep, run) as room:
+        announce(f"{room.concurrent} trial(s) at once with {room.cpus} CPU(s) and {room.gpus:g} GPU(s) a process")
+        ended = search(sweep, room, told, announce)
+        trials, ranked = ranked_trials(sweep, planned(sweep), [int(name[:3]) for name in ended.failed])
+        confirmed = [] if ended.stopped else confirm(sweep, room, ranked, told, announce)
+        stopped = ended.stopped or (not confirmed and sweep.spec.confirmed != (0, 0))
+        return SweepEnd(stopped, ended.failed, trials, ranked, confirmed)
+
+
+def planned(sweep: Sweep) -> list[Point]:
+    """The point of each trial that is known before it begins."""
+    points = [] if sweep.spec.search in MODEL_BASED else points_of(sweep)
+    return [point for point in points for _ in range(sweep.spec.seeds)]

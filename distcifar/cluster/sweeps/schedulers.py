@@ -46,9 +46,14 @@ class Recorded:
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """`trial` has ended, by itself or by a decision."""
-        if not result.get("interrupted") and "run" in result and not self._again(result):
+        told = "run" in result and not result.get("interrupted") and "test_accuracy" not in result
+        if told and not self._again(result):
             self._kept(result, TrialScheduler.STOP)
         super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the state that Tune pickles and nobody reads: without what belongs to this process."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("results", "told")}
 
     def _again(self, result: dict[str, Any]) -> bool:
         """Whether that epoch was told before in this process."""

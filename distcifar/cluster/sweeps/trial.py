@@ -163,6 +163,10 @@ class TrialProcess(tune.Trainable):
         )
 
     def _measured(self) -> dict[str, Any]:
+        summary = self._sweep.trials / self._run / "summary.json"
+        if summary.exists():  # before an interruption
+            found = json.loads(summary.read_text())["test_accuracy"]
+            return {**asdict(self._last), "test_accuracy": found, "done": True}
         epochs = self._training()
         try:
             while True:

@@ -1,0 +1,39 @@
+"""The end of a search, told: files in its folder, pictures, the page, tables on the screen."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distcifar.insight.sweep_plots import draw_sweep
+from distcifar.insight.sweep_report import write_sweep_report
+from distcifar.sweep.folder import Sweep
+from distcifar.sweep.ranking import Confirmed, Ranked, Trial
+from distcifar.sweep.screen import confirmed_table, ranking_table
+from distcifar.sweep.winner import ending_of, write_ending
+
+
+def present(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    ranked: Sequence[Ranked],
+    confirmed: Sequence[Confirmed],
+    show: Callable[[Any], None],
+    export: str = "",
+) -> None:
+    """Writes ranking.json, best.json, the pictures and sweep.html, and shows what matters of them.
+
+    Raises StorageError where no trial has come to a result.
+    """
+    ending = ending_of(sweep, trials, ranked, confirmed)
+    paths = write_ending(sweep, ending, export)
+    paths += draw_sweep(sweep, trials, sweep.folder)
+    page = sweep.folder / "sweep.html"
+    write_sweep_report(sweep, ending, page)
+    show(ranking_table(ranked, sweep.space))
+    if confirmed:
+        show(confirmed_table(confirmed, {row.group: f"{row.trials[0]:03d}" for row in ranked}))
+    saved = ending.savings
+    show(f"Trained {saved.epochs} epochs where {saved.full} would have been all: {saved.saved:.0%} saved.")
+    show(
+        "Most decisive: " + (", ".join(f.path for f in ending.importance.fields if f.clear) or "nothing beyond chance")
+    )
+    show(f"Results: {sweep.folder} ({', '.join(path.name for path in [*paths, page])})")

@@ -1,0 +1,93 @@
+"""Searches over a recipe with Ray Tune: tries configurations, stops weak ones early, confirms and exports the winner.
+
+examples:
+  python jobs/tune.py cnn2                                      32 trials, ASHA, the recipe's own space
+  python jobs/tune.py cnn2 --max-epochs 9 --trials 24 --name a  into runs/a; the same command goes on with it
+  python jobs/tune.py resnet9 --space optim.lr=loguniform:1e-3:1 label_smoothing=off    another space
+  python jobs/tune.py quick --space only optim.muon_lr=choice:0.05|0.1 --search grid --scheduler none
+  python jobs/tune.py cnn2 --search bohb --scheduler hyperband  a searcher that learns
+  python jobs/tune.py cnn2 --data.train-first 10000 --confirm 3x5 --export mine    any field of the recipe; mine.json
+  python jobs/tune.py RECIPE --help                             every field with its meaning
+"""
+
+import os
+import sys
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+import tyro
+from program import INTERRUPTED, command, from_environment, run_program
+from train import RecipeFlags
+
+from distcifar.cluster import ENVIRONMENT
+from distcifar.config import Recipe, RunSpec
+from distcifar.config.sweep import SweepSpec
+from distcifar.recipes import get_recipe
+from distcifar.recipes.spaces import space_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(RunSpec):
+    """How each trial is trained; what the search decides itself is not for the command line."""
+
+    workers: tyro.conf.Suppress[int] = 1
+    min_workers: tyro.conf.Suppress[int] = 0
+    cpus_per_worker: tyro.conf.Suppress[int] = 0
+    resume: tyro.conf.Suppress[str] = "auto"
+    branch: tyro.conf.Suppress[bool] = False
+    group: tyro.conf.Suppress[str] = ""
+    keep_last: tyro.conf.Suppress[int] = 1
+    keep_best: tyro.conf.Suppress[int] = 0
+    checkpoint_epochs: tyro.conf.Suppress[int] = 1
+    upload: tyro.conf.Suppress[Literal["none", "model", "state", "data"]] = "none"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to search, how, and how each trial is trained."""
+
+    recipe: Annotated[RecipeFlags, tyro.conf.arg(name="")]
+    sweep: Annotated[SweepSpec, tyro.conf.arg(name="")]
+    run: Annotated[RunFlags, tyro.conf.arg(name="")]
+
+
+def parse(argv: list[str]) -> tuple[Recipe, SweepSpec, RunSpec]:
+    """The command line; --help and unreadable words end the program."""
+    if not argv or argv[0].startswith("-"):
+        print(__doc__, file=sys.stderr if not argv else sys.stdout)
+        sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
+    named = get_recipe(argv[0])
+    flags = RecipeFlags(**{field.name: getattr(named, field.name) for field in fields(named)})
+    chosen = tyro.cli(
+        Command, args=argv[1:], default=Command(flags, SweepSpec(), RunFlags()), prog=f"tune.py {named.name}",
+        description=f"Searched: {', '.join(map(str, space_of(named).dimensions))}",
+    )  # fmt: skip
+    recipe = Recipe(**{field.name: getattr(chosen.recipe, field.name) for field in fields(Recipe)})
+    run = RunSpec(**{field.name: getattr(chosen.run, field.name) for field in fields(RunSpec)})
+    return recipe, chosen.sweep, from_environment(run)
+
+
+def main(argv: list[str]) -> int:
+    recipe, spec, run = parse(argv)
+    os.environ.pop("WANDB_API_KEY", None)
+    os.environ.update(ENVIRONMENT)
+    from distcifar.cluster.sweeps.launch import plan_sweep, run_sweep
+    from distcifar.insight.sweep_ending import present
+    from distcifar.sweep.screen import SweepDisplay
+
+    sweep = plan_sweep(recipe, space_of(recipe), spec, run, print)
+    with SweepDisplay(sweep) as display:
+        end = run_sweep(sweep, run, display.show, display.say)
+    for name, reason in end.failed.items():
+        display.say(f"trial {name} was given up: {reason}")
+    if end.stopped:
+        name = [] if run.name else ["--name", sweep.folder.name]
+        display.say(f"Stopped. To go on: {command(*argv, *name)}")
+        return INTERRUPTED
+    present(sweep, end.trials, end.ranked, end.confirmed, display.console.print, spec.export)
+    display.say(f"Train it: {command(str(sweep.folder / 'best.json')).replace('tune.py', 'train.py')}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
