@@ -69,7 +69,8 @@ def parse(argv: list[str]) -> tuple[Recipe, SweepSpec, RunSpec]:
 
 def main(argv: list[str]) -> int:
     recipe, spec, run = parse(argv)
-    os.environ.pop("WANDB_API_KEY", None)
+    environment = dict(os.environ)
+    os.environ.pop("WANDB_API_KEY", None)  # it is for the processes that speak with W&B, not for Ray's
     os.environ.update(ENVIRONMENT)
     from distcifar.cluster.sweeps.launch import plan_sweep, run_sweep
     from distcifar.insight.sweep_ending import present
@@ -77,14 +78,14 @@ def main(argv: list[str]) -> int:
 
     sweep = plan_sweep(recipe, space_of(recipe), spec, run, print)
     with SweepDisplay(sweep) as display:
-        end = run_sweep(sweep, run, display.show, display.say)
+        end = run_sweep(sweep, run, display.show, display.say, environment)
     for name, reason in end.failed.items():
         display.say(f"trial {name} was given up: {reason}")
     if end.stopped:
-        name = [] if run.name else ["--name", sweep.folder.name]
-        display.say(f"Stopped. To go on: {command(*argv, *name)}")
+        named = [] if run.name else ["--name", sweep.folder.name]
+        display.say(f"Stopped. To go on: {command(*argv, *named)}")
         return INTERRUPTED
-    present(sweep, end.trials, end.ranked, end.confirmed, display.console.print, spec.export)
+    present(sweep, end.trials, end.ranked, end.confirmed, display.console, spec.export)
     display.say(f"Train it: {command(str(sweep.folder / 'best.json')).replace('tune.py', 'train.py')}")
     return 0
 

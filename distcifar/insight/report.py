@@ -5,22 +5,17 @@ report.html.j2 alone, where every text is escaped: names of runs and classes are
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from distcifar import __version__
 from distcifar.config import Recipe
-from distcifar.errors import ConfigError, StorageError
-from distcifar.files import write_atomically
 from distcifar.insight import report_classes, report_facts
 from distcifar.insight.downsample import downsample
+from distcifar.insight.pages import page_environment, write_page
 from distcifar.insight.report_charts import HEIGHT, WIDTH, Chart, Series, line_chart
 from distcifar.insight.report_facts import percent
 from distcifar.insight.report_registry import registry_rows
@@ -76,18 +71,7 @@ def write_report(
 
     Raises ConfigError where `path` is a folder, and StorageError where it cannot be written.
     """
-    if os.path.isdir(path):
-        raise ConfigError(f"{path} is a folder", "A report is one file", f"--out {path / 'report.html'}")
-    page = render(records, runs=runs, group=group, known=known or {})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page)
-    except OSError as error:
-        raise StorageError(
-            f"The report cannot be written to {path}: {error.strerror}",
-            "It needs a folder that may be written to, and a name that the file system takes",
-            "Name another file: --out FILE",
-        ) from error
+    write_page(render(records, runs=runs, group=group, known=known or {}), path)
 
 
 def render(
@@ -97,11 +81,11 @@ def render(
     parts = [_part(run, len(records), known or {}) for run in records]
     if len(parts) > 1:
         parts = _best_first(parts)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = page_environment()
     environment.filters |= {"percent": percent, "tone": report_facts.tone, "minute": report_facts.minute}
     environment.globals |= {"where": report_facts.where, "data_of": report_facts.data_of}
     environment.globals |= {"device": report_facts.device, "workers": report_facts.workers}
-    template = environment.from_string(files("distcifar.insight").joinpath("report.html.j2").read_text("utf-8"))
+    template = environment.get_template("report.html.j2")
     single = len(parts) == 1
     versions, problems = registry_rows(runs, records)
     return template.render(

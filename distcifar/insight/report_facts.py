@@ -14,9 +14,9 @@ from distcifar.tracking.console import clock
 
 DASH = "–"
 TONES = {  # of a run's state and of its events; what is not listed is neutral
-    "finished": "good", "early stop": "good", "running": "busy", "stopped": "warn", "preempted": "warn",
-    "failed": "bad", "killed": "bad", "failure": "bad", "hang": "bad", "rollback": "warn", "damaged checkpoint": "warn",
-    "memory": "warn", "continue": "busy", "start": "busy", "extended": "busy",
+    "finished": "good", "early stop": "good", "ended": "good", "running": "busy", "stopped": "warn",
+    "preempted": "warn", "failed": "bad", "killed": "bad", "failure": "bad", "hang": "bad", "rollback": "warn",
+    "damaged checkpoint": "warn", "memory": "warn", "continue": "busy", "start": "busy", "extended": "busy",
 }  # fmt: skip
 MOST_EVENTS = 200
 MOST_EPOCHS = 500  # lines of the table of epochs; of more each second, third, ...

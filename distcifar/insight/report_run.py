@@ -125,8 +125,9 @@ def find_runs(
 
 
 def all_runs(runs: Path) -> list[Path]:
-    """All run directories below `runs`, by name."""
-    return sorted(path.parent for path in runs.absolute().glob("*/recipe.json") if path.parent.name[0] != ".")
+    """All run directories below `runs`, and those of searches there, by name."""
+    found = (*runs.absolute().glob("*/recipe.json"), *runs.absolute().glob("*/trials/*/recipe.json"))
+    return sorted(path.parent for path in found if path.parent.name[0] != ".")
 
 
 def _groups_of(folders: Sequence[Path], announce: Callable[[str], object]) -> dict[Path, str]:

@@ -1,7 +1,8 @@
 """The end of a search, told: files in its folder, pictures, the page, tables on the screen."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from rich.console import Console
 
 from distcifar.insight.sweep_plots import draw_sweep
 from distcifar.insight.sweep_report import write_sweep_report
@@ -16,7 +17,7 @@ def present(
     trials: Sequence[Trial],
     ranked: Sequence[Ranked],
     confirmed: Sequence[Confirmed],
-    show: Callable[[Any], None],
+    console: Console,
     export: str = "",
 ) -> None:
     """Writes ranking.json, best.json, the pictures and sweep.html, and shows what matters of them.
@@ -28,12 +29,12 @@ def present(
     paths += draw_sweep(sweep, trials, sweep.folder)
     page = sweep.folder / "sweep.html"
     write_sweep_report(sweep, ending, page)
-    show(ranking_table(ranked, sweep.space))
+    console.print(ranking_table(ranked, sweep.space, console.size.width))
     if confirmed:
-        show(confirmed_table(confirmed, {row.group: f"{row.trials[0]:03d}" for row in ranked}))
+        console.print(confirmed_table(confirmed, {row.group: f"{row.trials[0]:03d}" for row in ranked}))
     saved = ending.savings
-    show(f"Trained {saved.epochs} epochs where {saved.full} would have been all: {saved.saved:.0%} saved.")
-    show(
+    console.print(f"Trained {saved.epochs} epochs where {saved.full} would have been all: {saved.saved:.0%} saved.")
+    console.print(
         "Most decisive: " + (", ".join(f.path for f in ending.importance.fields if f.clear) or "nothing beyond chance")
     )
-    show(f"Results: {sweep.folder} ({', '.join(path.name for path in [*paths, page])})")
+    console.print(f"Results: {sweep.folder} ({', '.join(path.name for path in [*paths, page])})")

@@ -16,7 +16,7 @@ from distcifar.sweep.folder import Result, Sweep, points_of_runs
 from distcifar.sweep.ranking import Confirmed, Ranked
 
 STATES = {"continue": "running", "noop": "running", "pause": "waiting", "stop": "stopped", "failed": "failed"}
-MOST_FIELDS = 4  # in the tables; ranking.json has all
+CELL, OTHERS = 12, 48  # columns of the screen: of a searched field, of all else in a table's row
 SPARE_LINES = 6  # of the terminal, for what is said beside the table
 
 
@@ -53,11 +53,11 @@ class SweepDisplay:
         ended = [r for r in self._last.values() if _state(r, self._sweep) in ("finished", "stopped", "failed")]
         rows = sorted(self._last.values(), key=lambda r: (r in ended, -r.score, r.trial))
         room = max(3, self.console.size.height - SPARE_LINES)
-        fields = self._sweep.space.paths[:MOST_FIELDS]
+        fields = fitting(self._sweep.space, self.console.size.width)
         table = Table("trial", *map(short, fields), "epoch", "best", "rung", "state", box=None)
         for result in rows[:room]:
             point = self._point(result)
-            cells = [value_text(point[path]) if path in point else "" for path in fields]
+            cells = [cell(point, path) for path in fields]
             epoch = f"{result.epoch}/{self._sweep.recipe.total_epochs}"
             rung = str(rung_of(self._sweep.spec, result.epoch)) if self._sweep.spec.scheduler == "asha" else ""
             table.add_row(result.run, *cells, epoch, f"{result.score:.2%}", rung, _state(result, self._sweep))
@@ -88,12 +88,17 @@ def rung_of(spec: SweepSpec, epoch: int) -> int:
     return 0 if epoch < spec.grace else int(math.log(epoch / spec.grace) / math.log(spec.reduction) + 1e-9) + 1
 
 
-def ranking_table(ranked: Sequence[Ranked], space: Space, most: int = 10) -> Table:
-    """The best configurations."""
-    fields = space.paths[: MOST_FIELDS + 2]
+def fitting(space: Space, width: int) -> tuple[str, ...]:
+    """As many searched fields, the first ones, as a table of that width has room for; ranking.json has all."""
+    return space.paths[: max(1, (width - OTHERS) // CELL)]
+
+
+def ranking_table(ranked: Sequence[Ranked], space: Space, width: int = 80, most: int = 10) -> Table:
+    """The best configurations, in a table for a screen of `width` columns."""
+    fields = fitting(space, width)
     table = Table("", "trial", *map(short, fields), "epochs", "validation", title="Ranking")
     for row in ranked[:most]:
-        cells = [value_text(row.point[path]) if path in row.point else "" for path in fields]
+        cells = [cell(row.point, path) for path in fields]
         error = f" +- {row.error:.2%}" if row.error is not None else ""
         trials = ",".join(f"{number:03d}" for number in row.trials)
         table.add_row(str(row.place), trials, *cells, str(row.reached), f"{row.mean:.2%}{error}")
@@ -113,9 +118,15 @@ def confirmed_table(confirmed: Sequence[Confirmed], names: Mapping[int, str]) ->
     return table
 
 
+def cell(point: Point, path: str) -> str:
+    """The point's value of a field in a table; empty where the field is not active."""
+    value = point.get(path, "")
+    return f"{value:.3g}" if isinstance(value, float) else value_text(value)
+
+
 def short(path: str) -> str:
-    """A field's own name: for heads of narrow columns."""
-    return path.rpartition(".")[2]
+    """A field's own name, for heads of narrow columns: lr of optim.lr, and schedule of schedule.name."""
+    return path.removesuffix(".name").rpartition(".")[2]
 
 
 def clock(seconds: float) -> str:

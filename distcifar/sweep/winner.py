@@ -1,10 +1,11 @@
 """The end of a search: ranking.json, and its winner as a recipe file that jobs/train.py takes."""
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from distcifar.config import Recipe, to_dict
+from distcifar.config import Recipe, from_dict, to_dict
 from distcifar.config.space import Point, apply, value_text
 from distcifar.errors import StorageError
 from distcifar.files import write_json
@@ -48,6 +49,13 @@ def ending_of(
 ) -> Ending:
     """All of it."""
     return Ending(tuple(trials), tuple(ranked), savings(sweep, trials), importance(sweep, trials), tuple(confirmed))
+
+
+def known_confirmed(sweep: Sweep) -> list[Confirmed]:
+    """What ranking.json says of the confirmation; nothing before the search has ended."""
+    path = sweep.folder / RANKING
+    rows = json.loads(path.read_text())["confirmed"] if path.exists() else []
+    return [from_dict(Confirmed, row) for row in rows]
 
 
 def write_ending(sweep: Sweep, ending: Ending, export: str = "") -> list[Path]:

@@ -8,13 +8,16 @@ from filelock import FileLock, Timeout
 from distcifar.tracking.journal import read_events
 
 BEGINNINGS = ("start", "continue", "rollback")
-ENDS = ("stopped", "failed")
+ENDS = ("stopped", "failed", "ended")
 LOCKS = ("launch", "writer", "online", "offline")  # who trains, who writes, who ships where
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """kind: running, finished, stopped, preempted, failed or killed. text: what the last event says of it."""
+    """kind: running, finished, ended (a trial, by its search), stopped, preempted, failed or killed.
+
+    text: what the last event says of it.
+    """
 
     kind: str
     text: str = ""
@@ -27,7 +30,7 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         """As a shell would report it; W&B calls a run finished whose exit code is 0."""
-        return {"finished": 0, "stopped": 130, "preempted": 143, "killed": 137}.get(self.kind, 1)
+        return {"finished": 0, "ended": 0, "stopped": 130, "preempted": 143, "killed": 137}.get(self.kind, 1)
 
 
 def launch_lock(folder: Path) -> FileLock:

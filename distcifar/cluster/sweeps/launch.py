@@ -1,7 +1,7 @@
 """Recipe + space + SweepSpec -> a finished search: prepared data, its folder, trials on Ray Tune."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from distcifar.cluster.session import connected
 from distcifar.cluster.sweeps.confirm import confirm
 from distcifar.cluster.sweeps.room import Room, embedded_cpus, room_for
 from distcifar.cluster.sweeps.search import Told, points_of, search
+from distcifar.cluster.sweeps.shipping import Trials
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.space import Point, Space
 from distcifar.config.sweep import MODEL_BASED, SweepSpec
 from distcifar.data.prepare import prepare
 from distcifar.errors import ConfigError
-from distcifar.sweep.folder import Sweep, write_sweep
+from distcifar.sweep.folder import Result, Sweep, write_sweep
 from distcifar.sweep.ranking import Confirmed, Ranked, Trial
 from distcifar.sweep.winner import ranked_trials
 
@@ -81,15 +82,25 @@ class SweepEnd:
     confirmed: list[Confirmed]
 
 
-def run_sweep(sweep: Sweep, run: RunSpec, told: Told, announce: Announce) -> SweepEnd:
-    """Searches and confirms; goes on with what is in the sweep's folder. Raises the error family."""
-    with sweep_on_ray(sweep, run) as room:
+def run_sweep(
+    sweep: Sweep, run: RunSpec, told: Told, announce: Announce, environment: Mapping[str, str] | None = None
+) -> SweepEnd:
+    """Searches and confirms; goes on with what is in the sweep's folder. Raises the error family.
+
+    told: given each epoch's result. environment: of the processes that speak with W&B: the account's key may be in it.
+    """
+    with sweep_on_ray(sweep, run) as room, closing(Trials(sweep, environment or {}, announce)) as trials:
         announce(f"{room.concurrent} trial(s) at once with {room.cpus} CPU(s) and {room.gpus:g} GPU(s) a process")
-        ended = search(sweep, room, told, announce)
-        trials, ranked = ranked_trials(sweep, planned(sweep), [int(name[:3]) for name in ended.failed])
-        confirmed = [] if ended.stopped else confirm(sweep, room, ranked, told, announce)
+
+        def heard(result: Result) -> None:
+            trials.heard(result)
+            told(result)
+
+        ended = search(sweep, room, heard, announce)
+        tried, ranked = ranked_trials(sweep, planned(sweep), [int(name[:3]) for name in ended.failed])
+        confirmed = [] if ended.stopped else confirm(sweep, room, ranked, heard, announce)
         stopped = ended.stopped or (not confirmed and sweep.spec.confirmed != (0, 0))
-        return SweepEnd(stopped, ended.failed, trials, ranked, confirmed)
+        return SweepEnd(stopped, ended.failed, tried, ranked, confirmed)
 
 
 def planned(sweep: Sweep) -> list[Point]:
