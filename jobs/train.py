@@ -19,21 +19,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from flags import RecipeFlags
 from program import INTERRUPTED, command, from_environment, run_program
 
 from distcifar.cluster import ENVIRONMENT
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.run import spelled_out
 from distcifar.recipes import RECIPES, get_recipe, read_recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeFlags(Recipe):
-    """A recipe's numbers; its name and texts are not for the command line."""
-
-    name: tyro.conf.Suppress[str]
-    description: tyro.conf.Suppress[str] = ""
-    reported_accuracy: tyro.conf.Suppress[float | None] = None
 
 
 @dataclass(frozen=True)

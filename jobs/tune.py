@@ -13,11 +13,11 @@ examples:
 import os
 import sys
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
+from flags import RecipeFlags, TrialFlags
 from program import INTERRUPTED, command, from_environment, run_program
-from train import RecipeFlags
 
 from distcifar.cluster import ENVIRONMENT
 from distcifar.config import Recipe, RunSpec
@@ -26,29 +26,13 @@ from distcifar.recipes import get_recipe
 from distcifar.recipes.spaces import space_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunFlags(RunSpec):
-    """How each trial is trained; what the search decides itself is not for the command line."""
-
-    workers: tyro.conf.Suppress[int] = 1
-    min_workers: tyro.conf.Suppress[int] = 0
-    cpus_per_worker: tyro.conf.Suppress[int] = 0
-    resume: tyro.conf.Suppress[str] = "auto"
-    branch: tyro.conf.Suppress[bool] = False
-    group: tyro.conf.Suppress[str] = ""
-    keep_last: tyro.conf.Suppress[int] = 1
-    keep_best: tyro.conf.Suppress[int] = 0
-    checkpoint_epochs: tyro.conf.Suppress[int] = 1
-    upload: tyro.conf.Suppress[Literal["none", "model", "state", "data"]] = "none"
-
-
 @dataclass(frozen=True)
 class Command:
     """What to search, how, and how each trial is trained."""
 
     recipe: Annotated[RecipeFlags, tyro.conf.arg(name="")]
     sweep: Annotated[SweepSpec, tyro.conf.arg(name="")]
-    run: Annotated[RunFlags, tyro.conf.arg(name="")]
+    run: Annotated[TrialFlags, tyro.conf.arg(name="")]
 
 
 def parse(argv: list[str]) -> tuple[Recipe, SweepSpec, RunSpec]:
@@ -59,7 +43,7 @@ def parse(argv: list[str]) -> tuple[Recipe, SweepSpec, RunSpec]:
     named = get_recipe(argv[0])
     flags = RecipeFlags(**{field.name: getattr(named, field.name) for field in fields(named)})
     chosen = tyro.cli(
-        Command, args=argv[1:], default=Command(flags, SweepSpec(), RunFlags()), prog=f"tune.py {named.name}",
+        Command, args=argv[1:], default=Command(flags, SweepSpec(), TrialFlags()), prog=f"tune.py {named.name}",
         description=f"Searched: {', '.join(map(str, space_of(named).dimensions))}",
     )  # fmt: skip
     recipe = Recipe(**{field.name: getattr(chosen.recipe, field.name) for field in fields(Recipe)})

@@ -31,10 +31,11 @@ MAY_IMPORT = {
     "data": BASE,
     "tracking": BASE,
     "training": BASE | {"models", "data"},
-    "insight": BASE | {"models", "data", "training", "tracking"},
-    "cluster": BASE | {"models", "data", "training", "tracking"},
-    "benchmark": BASE | {"recipes", "models", "data", "training", "tracking", "insight", "cluster"},
-    "jobs": BASE | {"recipes", "models", "data", "training", "tracking", "insight", "cluster", "benchmark"},
+    "sweep": BASE | {"tracking"},
+    "insight": BASE | {"models", "data", "training", "tracking", "sweep"},
+    "cluster": BASE | {"models", "data", "training", "tracking", "sweep"},
+    "benchmark": BASE | {"recipes", "models", "data", "training", "tracking", "sweep", "insight", "cluster"},
+    "jobs": BASE | {"recipes", "models", "data", "training", "tracking", "sweep", "insight", "cluster", "benchmark"},
 }
 EXTRA_EDGES = {("distcifar/cluster/search.py", "recipes")}
 
@@ -46,6 +47,7 @@ HOMES = {
     "wandb_workspaces": ("distcifar/insight/wandb_report.py",),
     "torchvision": ("distcifar/models/", "distcifar/data/", "distcifar/benchmark/loader.py"),
     "matplotlib": ("distcifar/insight/", "distcifar/benchmark/plot.py"),
+    "optuna": ("distcifar/sweep/importance.py", "distcifar/cluster/"),
     "tyro": ("jobs/",),
 }
 # What the package itself starts with -m.
@@ -53,8 +55,8 @@ PROCESSES = (
     *(f"distcifar/tracking/shipping/{name}.py" for name in ("shipper", "fetch")),
     "distcifar/benchmark/ours.py",
 )
-# The same as HOMES, for imports that run when the module is imported. matplotlib costs a second and waits until needed.
-EAGER = {**HOMES, "matplotlib": ()}
+# The same as HOMES, for imports that run when the module is imported. These cost a second and wait until needed.
+EAGER = {**HOMES, "matplotlib": (), "optuna": ()}
 WITHOUT_TORCH = (
     "distcifar/config/",
     "distcifar/recipes/",
@@ -66,7 +68,10 @@ ASKS_FOR_THE_RANK = ("distcifar/world.py", "distcifar/cluster/rank.py")
 MOST_CODE_LINES_OF_A_PROGRAM = 60
 MOST_LINES_OF_A_FILE = 300
 # Calls that make a value and nothing else. Names in CamelCase are classes, whose values are allowed too.
-VALUE_CALLS = {"getLogger", "compile", "field", "replace", "dtype", "lines", "by_name", "frozenset", "tuple", "dict"}
+VALUE_CALLS = {
+    "getLogger", "compile", "field", "replace", "dtype", "lines", "by_name", "frozenset", "tuple", "dict",
+    "ranged", "chosen", "only_if",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

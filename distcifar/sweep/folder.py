@@ -15,8 +15,8 @@ state that they had, without a file of their own.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ class Result:
     decision: str = ""  # continue, stop, pause or (pbt) noop; failed where there is a problem
     step: int = 0  # optimizer steps of this run up to here
     problem: str = ""  # why there is no such epoch: diverged, or a point that is no recipe; accuracy is 0 then
+
+
+def result_of(told: Mapping[str, Any]) -> Result:
+    """The result among what Tune was told, which has more."""
+    return Result(**{field.name: told[field.name] for field in fields(Result)})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from ray.tune.schedulers import (
@@ -16,12 +16,11 @@ from ray.tune.schedulers import (
 
 from distcifar.config.space import Dimension, Space
 from distcifar.config.sweep import SweepSpec
-from distcifar.sweep.folder import Result, Results
+from distcifar.sweep.folder import Result, Results, result_of
 
 TIME, SCORE, LATEST = "epoch", "score", "accuracy"
 MUTABLE = ("optim.", "augment.", "label_smoothing", "batch_size")  # what pbt may change under way
 FIXED = ("optim.name", "optim.freeze")
-RESULT_FIELDS = tuple(field.name for field in fields(Result))
 
 Told = Callable[[Result], None]
 
@@ -67,7 +66,7 @@ class Recorded:
         if known is not None:
             self.told(known)
             return known.decision.upper() if known.decision in ("continue", "stop") else decision
-        found = Result(**{name: result[name] for name in RESULT_FIELDS})
+        found = result_of(result)
         found = replace(found, decision="failed" if found.problem else decision.lower())
         self.results.add(found)
         self.told(found)

@@ -78,7 +78,11 @@ class TrialProcess(tune.Trainable):
         return self._told(found) if found else self._trained(epoch)
 
     def save_checkpoint(self, checkpoint_dir: str) -> str:
-        """Tells Tune where the state of this epoch is; the state itself is in the run directory already."""
+        """Tells Tune where the state of this epoch is; the state itself is in the run directory already.
+
+        Tune asks for it when it pauses the trial: another process may go on with it, so this one lets it go.
+        """
+        self._close()
         origin = Origin(self._run, self._last.epoch, self._last.step)
         (Path(checkpoint_dir) / ORIGIN).write_text(json.dumps(asdict(origin)))
         return checkpoint_dir
@@ -141,9 +145,8 @@ class TrialProcess(tune.Trainable):
         return Result(self._run, self._trial, int(row["epoch"]), accuracy, score, loss, seconds, step=int(row["step"]))
 
     def _told(self, found: Result) -> dict[str, Any]:
-        assert isinstance(self._recipe, Recipe)
         self._last = found
-        return {**asdict(found), "done": bool(found.problem) or found.epoch >= self._recipe.total_epochs}
+        return {**asdict(found), "done": bool(found.problem) or found.epoch >= self._sweep.recipe.total_epochs}
 
     def _ended(self, value: dict[str, Any]) -> dict[str, Any]:
         """After {"stopped"} or {"error"}: what to tell Tune. Raises what may go away when it is tried again."""
