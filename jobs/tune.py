@@ -24,6 +24,7 @@ from distcifar.config import Recipe, RunSpec
 from distcifar.config.sweep import SweepSpec
 from distcifar.recipes import get_recipe
 from distcifar.recipes.spaces import space_of
+from distcifar.sweep.plan import checked_search
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,15 @@ def parse(argv: list[str]) -> tuple[Recipe, SweepSpec, RunSpec]:
 
 def main(argv: list[str]) -> int:
     recipe, spec, run = parse(argv)
+    recipe, space = checked_search(recipe, space_of(recipe), spec)
     environment = dict(os.environ)
     os.environ.pop("WANDB_API_KEY", None)  # it is for the processes that speak with W&B, not for Ray's
     os.environ.update(ENVIRONMENT)
-    from distcifar.cluster.sweeps.launch import plan_sweep, run_sweep
+    from distcifar.cluster.sweeps.launch import open_sweep, run_sweep
     from distcifar.insight.sweep_ending import present
     from distcifar.sweep.screen import SweepDisplay
 
-    sweep = plan_sweep(recipe, space_of(recipe), spec, run, print)
+    sweep = open_sweep(recipe, space, spec, run, print)
     with SweepDisplay(sweep) as display:
         end = run_sweep(sweep, run, display.show, display.say, environment)
     for name, reason in end.failed.items():

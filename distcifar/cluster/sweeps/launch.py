@@ -12,38 +12,24 @@ from distcifar.cluster.run_folder import only_launch
 from distcifar.cluster.session import connected
 from distcifar.cluster.sweeps.confirm import confirm
 from distcifar.cluster.sweeps.room import Room, embedded_cpus, room_for
-from distcifar.cluster.sweeps.search import Told, points_of, search
+from distcifar.cluster.sweeps.search import Told, search
 from distcifar.cluster.sweeps.shipping import Trials
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.space import Point, Space
 from distcifar.config.sweep import MODEL_BASED, SweepSpec
 from distcifar.data.prepare import prepare
-from distcifar.errors import ConfigError
 from distcifar.sweep.folder import Result, Sweep, write_sweep
+from distcifar.sweep.plan import planned_points
 from distcifar.sweep.ranking import Confirmed, Ranked, Trial
 from distcifar.sweep.winner import ranked_trials
 
 
-def plan_sweep(recipe: Recipe, space: Space, spec: SweepSpec, run: RunSpec, announce: Announce) -> Sweep:
-    """The search, with everything checked that can be without a cluster; its data prepared, nothing written.
-
-    Raises ConfigError for a space or a recipe that cannot be searched.
-    """
-    recipe = _of_length(recipe, spec.max_epochs)
-    if recipe.select_on == "last":
-        raise ConfigError(
-            f"The recipe {recipe.name!r} has no validation images (select_on is last)",
-            "Trials are compared on images that they are not trained on",
-            "Add --select-on validation --data.validation 5000",
-        )
-    space = space.changed(spec.space, recipe).checked(recipe)
+def open_sweep(recipe: Recipe, space: Space, spec: SweepSpec, run: RunSpec, announce: Announce) -> Sweep:
+    """The search, of what `checked_search` has checked: its data prepared, its folder not yet written."""
     folder = Path(run.runs).absolute() / (run.name or f"sweep-{recipe.name}")
     data = prepare(recipe.data, Path(run.data_root).absolute(), run.source, announce=announce)
     run = replace(run, name="", runs="", resume="auto", keep_last=_kept(spec), keep_best=0)
-    sweep = Sweep(folder, recipe, space, spec, run, data.folder, data.digest)
-    if spec.search not in MODEL_BASED:
-        points_of(sweep)
-    return sweep
+    return Sweep(folder, recipe, space, spec, run, data.folder, data.digest)
 
 
 @contextmanager
@@ -53,17 +39,6 @@ def sweep_on_ray(sweep: Sweep, run: RunSpec) -> Iterator[Room]:
         write_sweep(sweep)
         with connected(run, 0 if run.address else embedded_cpus(sweep.spec)):
             yield room_for(sweep.spec, run, ray.cluster_resources())
-
-
-def _of_length(recipe: Recipe, epochs: int) -> Recipe:
-    """`recipe` with trials of `epochs` epochs (0: its own)."""
-    if epochs and recipe.then:
-        raise ConfigError(
-            f"max_epochs is {epochs} and the recipe {recipe.name!r} has further stages",
-            "Their lengths are the recipe's",
-            "Leave --max-epochs out",
-        )
-    return replace(recipe, epochs=epochs) if epochs else recipe
 
 
 def _kept(spec: SweepSpec) -> int:
@@ -105,5 +80,6 @@ def run_sweep(
 
 def planned(sweep: Sweep) -> list[Point]:
     """The point of each trial that is known before it begins."""
-    points = [] if sweep.spec.search in MODEL_BASED else points_of(sweep)
+    spec = sweep.spec
+    points = [] if spec.search in MODEL_BASED else planned_points(sweep.recipe, sweep.space, spec)
     return [point for point in points for _ in range(sweep.spec.seeds)]

@@ -20,9 +20,10 @@ from distcifar.cluster.sweeps.room import WAITING, Room
 from distcifar.cluster.sweeps.schedulers import make_scheduler, metric_of, plain_scheduler
 from distcifar.cluster.sweeps.searchers import Listed, Unrecognised, config_of, make_searcher
 from distcifar.cluster.sweeps.trial import TrialProcess
-from distcifar.config.space import Point, all_points
+from distcifar.config.space import Point
 from distcifar.config.sweep import MODEL_BASED
 from distcifar.sweep.folder import CONFIRMED, RESULTS, Result, Results, Sweep
+from distcifar.sweep.plan import planned_points
 
 FOLLOW_SECONDS = 0.2
 Told = Callable[[Result], None]
@@ -45,7 +46,7 @@ def search(sweep: Sweep, room: Room, told: Told, announce: Announce) -> Ended:
     if spec.search in MODEL_BASED:
         searcher, trials = make_searcher(sweep, room.concurrent), spec.trials * spec.seeds
     else:
-        configs = configs_of(sweep, points_of(sweep))
+        configs = configs_of(sweep, planned_points(sweep.recipe, sweep.space, spec))
         searcher, trials = Listed(configs), len(configs)
     return _fit(sweep, room, common, scheduler, searcher, trials, announce)
 
@@ -64,14 +65,6 @@ def rerun(
     results = Results(sweep.folder, CONFIRMED)
     scheduler = plain_scheduler(results, told)
     return _fit(sweep, room, common, scheduler, Listed(configs), len(configs), announce)
-
-
-def points_of(sweep: Sweep) -> list[Point]:
-    """The points of a search that knows them beforehand."""
-    spec = sweep.spec
-    return all_points(
-        sweep.space, sweep.recipe, search=spec.search, count=spec.trials, seed=spec.search_seed, levels=spec.levels
-    )
 
 
 def configs_of(sweep: Sweep, points: Sequence[Point]) -> list[dict[str, Any]]:
