@@ -33,6 +33,7 @@ class Recorded:
 
     results: Results
     told: Told
+    seed: int
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune asks what is to become of `trial` after an epoch."""
@@ -40,6 +41,8 @@ class Recorded:
             return TrialScheduler.STOP
         if self._again(result):
             return TrialScheduler.CONTINUE
+        # What pbt draws is that of the exchange, whoever comes to it last and however often it is come to.
+        random.seed(f"{self.seed}/{result[TIME]}")
         decision = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
         return self._kept(result, decision)
 
@@ -77,7 +80,7 @@ def make_scheduler(spec: SweepSpec, space: Space, max_epochs: int, results: Resu
     """The scheduler that `spec` names; epochs go to `results`, and then to `told`."""
     base, words = _described(spec, space, max_epochs)
     scheduler: TrialScheduler = type(f"Recorded{base.__name__}", (Recorded, base), {})(**words)
-    scheduler.results, scheduler.told = results, told
+    scheduler.results, scheduler.told, scheduler.seed = results, told, spec.search_seed  # type: ignore[attr-defined]
     return scheduler
 
 

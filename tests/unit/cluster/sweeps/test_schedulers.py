@@ -1,6 +1,6 @@
 """An interrupted search comes to the same decisions; asha against a reference; pbt stays in its space."""
 
-import random
+import uuid
 from contextlib import suppress
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ class Trial:
     """As much of Tune's as these schedulers look at."""
 
     def __init__(self):
-        self.trial_id = f"{random.random()}"
+        self.trial_id = uuid.uuid4().hex
 
 
 @pytest.fixture(autouse=True)
