@@ -31,10 +31,10 @@ def main(argv: list[str]) -> int:
     chosen = tyro.cli(Command, args=argv, description=__doc__, prog="best.py", config=(tyro.conf.FlagCreatePairsOff,))
     from distcifar.insight.sweep_ending import present
     from distcifar.sweep.folder import read_sweep
-    from distcifar.sweep.winner import known_confirmed, ranked_trials
+    from distcifar.sweep.winner import RANKING, known_confirmed, ranked_trials
 
     sweep = read_sweep(chosen.sweep.absolute())
-    trials, ranked = ranked_trials(sweep, ())
+    trials, ranked = ranked_trials(sweep, (), over=(sweep.folder / RANKING).exists())
     present(sweep, trials, ranked, known_confirmed(sweep), Console(highlight=False, soft_wrap=True), chosen.export)
     return 0
 

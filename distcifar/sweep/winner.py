@@ -34,13 +34,18 @@ class Ending:
 
 
 def ranked_trials(
-    sweep: Sweep, planned: Sequence[Point], failed: Collection[int] = ()
+    sweep: Sweep, planned: Sequence[Point], failed: Collection[int] = (), *, over: bool = False
 ) -> tuple[list[Trial], list[Ranked]]:
-    """All trials and their ranking, as the folder has them; planned: points of trials that may have no run."""
+    """All trials and their ranking, as the folder has them; planned: points of trials that may have no run.
+
+    over: the search is; a trial that waits for others has been stopped.
+    """
     results = read_results(sweep.folder)
     runs = points_of_runs(sweep, results)
     points = dict(enumerate(planned)) | {result.trial: runs[result.run] for result in results if result.run in runs}
     trials = trials_of(sweep, results, points, failed)
+    if over:
+        trials = [replace(trial, state="stopped") if trial.state == "paused" else trial for trial in trials]
     return trials, ranking(sweep, trials)
 
 

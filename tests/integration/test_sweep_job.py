@@ -21,6 +21,7 @@ from distcifar.recipes.spaces import SPACES
 from distcifar.sweep.folder import CONFIRMED, RESULTS, read_results
 from distcifar.sweep.plan import checked_search
 from distcifar.tracking.journal import read_events
+from tests.support.wandb_lab import KEY, wandb_lab
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SMALL = ("--max-epochs", "3", "--grace", "1", "--wandb", "disabled", "--device", "cpu")
@@ -179,6 +180,22 @@ def test_trials_of_two_workers(tmp_path: Path, data: Path):
     runs = [json.loads((tmp_path / "s" / "trials" / "000" / "run.json").read_text())["spec"]["workers"]]
     assert runs == [2]
     assert len(json.loads((tmp_path / "s" / "ranking.json").read_text())["confirmed"][0]["test"]) == 1
+
+
+@pytest.mark.slow
+def test_trials_are_runs_of_one_group_and_the_key_goes_nowhere_else(tmp_path: Path, data: Path):
+    with wandb_lab(tmp_path / "lab") as lab:
+        words = ("--max-epochs", "3", "--trials", "3", "--confirm", "1x1", "--name", "s", "--device", "cpu")
+        command = typed("tune.py", "debug", *words, place=tmp_path / "runs", data=data)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=290, env=lab.client(tmp_path / "home"))
+        assert done.returncode == 0, done.stderr
+        runs = lab.state()["runs"]
+    folder = tmp_path / "runs" / "s" / "trials"
+    assert len(runs) == 4 == len(list(folder.iterdir()))  # three trials and a confirmation
+    assert {run["group"] for run in runs} == {"s"}
+    assert {run["state"] for run in runs} == {"finished"}
+    for path in (tmp_path / "runs").rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,12 @@ def run_sweep(
             told(result)
 
         ended = search(sweep, room, heard, announce)
-        tried, ranked = ranked_trials(sweep, planned(sweep), [int(name[:3]) for name in ended.failed])
-        confirmed = [] if ended.stopped else confirm(sweep, room, ranked, heard, announce)
+        failed = [int(name[:3]) for name in ended.failed]
+        tried, ranked = ranked_trials(sweep, planned(sweep), failed, over=not ended.stopped)
+        confirmed = []
+        if not ended.stopped:
+            trials.over()
+            confirmed = confirm(sweep, room, ranked, heard, announce)
         stopped = ended.stopped or (not confirmed and sweep.spec.confirmed != (0, 0))
         return SweepEnd(stopped, ended.failed, tried, ranked, confirmed)
 

@@ -4,6 +4,7 @@ Offline there is nothing to do: jobs/report.py sync sends run directories later.
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from distcifar.cluster.job import Announce
 from distcifar.errors import TrackingError
-from distcifar.sweep.folder import Result, Sweep
+from distcifar.sweep.folder import Result, Sweep, read_results
 from distcifar.tracking.journal import append_event
 from distcifar.tracking.outcome import told_outcome
 from distcifar.tracking.shipping.ship import Shipping
@@ -38,9 +39,22 @@ class Trials:
         if self._online:
             self._tracker(folder).listen({"kind": "epoch"})
         if result.decision in ENDED:
-            _note_end(self._sweep, result)
-            if result.run in self._trackers:
-                self._closing.submit(self._trackers.pop(result.run).close, SHIPPING_SECONDS)
+            self._end(result)
+
+    def over(self) -> None:
+        """The search is: those that a scheduler has left waiting will not go on."""
+        last = {result.trial: result for result in read_results(self._sweep.folder)}
+        for result in last.values():
+            if result.decision == "pause":
+                self._end(result)
+
+    def _end(self, result: Result) -> None:
+        folder = self._sweep.trials / result.run
+        _note_end(self._sweep, result)
+        if result.epoch < self._sweep.recipe.total_epochs:  # nobody goes on with it, and there are many
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if result.run in self._trackers:
+            self._closing.submit(self._trackers.pop(result.run).close, SHIPPING_SECONDS)
 
     def close(self) -> None:
         """Waits for what is still to be sent."""
