@@ -80,7 +80,7 @@ def make_scheduler(spec: SweepSpec, space: Space, max_epochs: int, results: Resu
     """The scheduler that `spec` names; epochs go to `results`, and then to `told`."""
     base, words = _described(spec, space, max_epochs)
     scheduler: TrialScheduler = type(f"Recorded{base.__name__}", (Recorded, base), {})(**words)
-    scheduler.results, scheduler.told, scheduler.seed = results, told, spec.search_seed  # type: ignore[attr-defined]
+    scheduler.results, scheduler.told, scheduler.seed = results, told, spec.search_seed
     return scheduler
 
 
