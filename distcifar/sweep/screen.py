@@ -13,6 +13,7 @@ from rich.text import Text
 from distcifar.config.space import Point, Space, value_text
 from distcifar.config.sweep import SweepSpec
 from distcifar.sweep.folder import Result, Sweep, points_of_runs
+from distcifar.sweep.plan import planned_points
 from distcifar.sweep.ranking import Confirmed, Ranked
 
 STATES = {"continue": "running", "noop": "running", "pause": "waiting", "stop": "stopped", "failed": "failed"}
@@ -25,9 +26,10 @@ class SweepDisplay:
 
     def __init__(self, sweep: Sweep, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._sweep, self._last = sweep, dict[int, Result]()
+        self._sweep, self._last = sweep, dict[str, Result]()  # by the first run of a trial
+        self._trials = trials_of_plan(sweep)
         self._points: dict[str, Point] = {}
-        self._begun, self._again = time.monotonic(), 0
+        self._begun = time.monotonic()
         self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "SweepDisplay":
@@ -44,14 +46,15 @@ class SweepDisplay:
 
     def show(self, result: Result) -> None:
         """One epoch of one trial."""
-        self._last[result.trial] = result
+        self._last[result.run.partition("-e")[0]] = result
         if not self.console.is_terminal:
             self.say(line_of(result, self._sweep.recipe.total_epochs))
 
     def _table(self) -> RenderableType:
         """Trials that run first, then by score: as many as the terminal has lines for."""
-        ended = [r for r in self._last.values() if _state(r, self._sweep) in ("finished", "stopped", "failed")]
-        rows = sorted(self._last.values(), key=lambda r: (r in ended, -r.score, r.trial))
+        last = list(self._last.values())  # another thread adds to it
+        ended = [r for r in last if _state(r, self._sweep) in ("finished", "stopped", "failed")]
+        rows = sorted(last, key=lambda r: (r in ended, -r.score, r.trial))
         room = max(3, self.console.size.height - SPARE_LINES)
         fields = fitting(self._sweep.space, self.console.size.width)
         table = Table("trial", *map(short, fields), "epoch", "best", "rung", "state", box=None)
@@ -61,7 +64,7 @@ class SweepDisplay:
             epoch = f"{result.epoch}/{self._sweep.recipe.total_epochs}"
             rung = str(rung_of(self._sweep.spec, result.epoch)) if self._sweep.spec.scheduler == "asha" else ""
             table.add_row(result.run, *cells, epoch, f"{result.score:.2%}", rung, _state(result, self._sweep))
-        total = self._sweep.spec.trials * self._sweep.spec.seeds
+        total = max(self._trials, len(last))
         done, seconds = len(ended), time.monotonic() - self._begun
         left = f", about {clock(seconds / done * (total - done))} left" if done and total > done else ""
         hidden = f" ({len(rows) - room} more trials)" if len(rows) > room else ""
@@ -72,6 +75,12 @@ class SweepDisplay:
         if result.run not in self._points:
             self._points |= points_of_runs(self._sweep, [result])
         return self._points.get(result.run, {})
+
+
+def trials_of_plan(sweep: Sweep) -> int:
+    """How many trials the search is to have; a grid has as many points as it has."""
+    points = planned_points(sweep.recipe, sweep.space, sweep.spec) if sweep.spec.search == "grid" else ()
+    return (len(points) or sweep.spec.trials) * sweep.spec.seeds
 
 
 def line_of(result: Result, epochs: int) -> str:

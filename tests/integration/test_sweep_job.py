@@ -198,6 +198,15 @@ def test_trials_are_runs_of_one_group_and_the_key_goes_nowhere_else(tmp_path: Pa
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.gpu
+def test_four_trials_share_a_card(tmp_path: Path, data: Path):
+    words = ("--max-epochs", "3", "--trials", "8", "--confirm", "1x1", "--name", "s", "--wandb", "disabled")
+    done = tune(tmp_path, data, *words, "--gpus-per-trial", "0.25")
+    assert done.returncode == 0, done.stderr
+    assert "4 trial(s) at once" in done.stdout
+    assert json.loads((tmp_path / "s" / "ranking.json").read_text())["confirmed"][0]["test"]
+
+
 @pytest.fixture(scope="module")
 def cluster(data: Path) -> Iterator[None]:
     """Ray in this process, for many small searches."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
 
 from distcifar.cluster.rank import Epochs
@@ -191,6 +192,8 @@ class TrialProcess(tune.Trainable):
         if self._epochs is not None:
             self._epochs.close()
         self._epochs = None
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # others may be on the same card
 
 
 def _recipe(base: Recipe, config: dict[str, Any]) -> Recipe | ConfigError:
