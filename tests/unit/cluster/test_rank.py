@@ -224,6 +224,7 @@ STAMPS = {  # a name; notes of a moment
     "tracking/startup.py": 1,
     "tracking/registry/registry.py": 1,
     "insight/report.py": 1,
+    "insight/sweep_report.py": 1,
     "benchmark/results.py": 1,
     "benchmark/run.py": 1,
 }
