@@ -88,7 +88,7 @@ def _fit(
     stopping = Stopping()
     bundles = [{"CPU": room.claim} | ({"GPU": room.gpus} if room.gpus else {})]
     if sweep.spec.workers_per_trial > 1:  # the workers have placement groups of their own
-        bundles = [{"CPU": 0.01}]
+        bundles = [{"memory": 1.0}]
     tuner = tune.Tuner(
         tune.with_resources(TrialProcess, tune.PlacementGroupFactory(bundles)),
         param_space=common,
