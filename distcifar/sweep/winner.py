@@ -11,9 +11,10 @@ from distcifar.errors import StorageError
 from distcifar.files import write_json
 from distcifar.sweep.folder import Sweep, points_of_runs, read_results
 from distcifar.sweep.importance import Importance, importance
-from distcifar.sweep.ranking import Confirmed, Ranked, Savings, Trial, ranking, savings, trials_of
+from distcifar.sweep.ranking import Confirmed, Ranked, Savings, State, Trial, ranking, savings, trials_of
 
 RANKING, BEST = "ranking.json", "best.json"
+OVER: dict[State, State] = {"paused": "stopped", "running": "finished"}  # running: the recipe's own early stopping
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ def ranked_trials(
 ) -> tuple[list[Trial], list[Ranked]]:
     """All trials and their ranking, as the folder has them; planned: points of trials that may have no run.
 
-    over: the search is; a trial that waits for others has been stopped.
+    over: the search is; a trial that waits for others has been stopped, one that nobody stopped has ended by itself.
     """
     results = read_results(sweep.folder)
     runs = points_of_runs(sweep, results)
     points = dict(enumerate(planned)) | {result.trial: runs[result.run] for result in results if result.run in runs}
     trials = trials_of(sweep, results, points, failed)
     if over:
-        trials = [replace(trial, state="stopped") if trial.state == "paused" else trial for trial in trials]
+        trials = [replace(trial, state=OVER.get(trial.state, trial.state)) for trial in trials]
     return trials, ranking(sweep, trials)
 
 
