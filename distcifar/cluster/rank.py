@@ -210,6 +210,8 @@ def _train(job: Job, world: World, data: OpenData, state: TrainState, recorder: 
     for report in _guarded(world, fit(job.recipe, state, data.loaders, world, options)):
         recorder.record(report)
         if isinstance(report, EpochReport):
+            if not job.measure:  # a search is told of it, and what it was told is not trained again
+                _require_recorded(recorder, world)
             yield report.metrics()
         elif report.stopping:
             return _stopped(state, recorder, world)

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from distcifar.cluster.aside import Answer, answer_of
 from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.session import Workers, ray_session
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
@@ -35,7 +36,7 @@ def fit_on_ray(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]
         append_event(job.folder, "failure", "Ray's controller died")
         announce("Ray's controller died: starting it and the workers again")
     if isinstance(result, BaseException):
-        raise _own_error(result)
+        raise own_error(result)
     return result
 
 
@@ -51,12 +52,10 @@ def _fit_once(job: Job, listen: Listener, announce: Announce) -> Any:
         loading.join()
         job = replace(job, startup=job.startup.ended("Ray"))
         announce(f"{workers.count} worker(s) with {workers.cpus} CPU(s)" + " and a GPU" * workers.gpu)
-        answer: queue.Queue[Any] = queue.Queue()
-        threading.Thread(target=_fit, args=(job, workers, answer), daemon=True).start()
-        return _followed(job, workers, answer, listen, announce)
+        return _followed(job, workers, answer_of(lambda: fit_workers(job, workers)), listen, announce)
 
 
-def _followed(job: Job, workers: Workers, answer: "queue.Queue[Any]", listen: Listener, announce: Announce) -> Any:
+def _followed(job: Job, workers: Workers, answer: Answer, listen: Listener, announce: Announce) -> Any:
     """Tells the journal's new rows until there is an answer; and what a cluster lacks that has become too small."""
     follower, result, told = JournalFollower(job.folder), None, ""
     last_row = time.monotonic()
@@ -76,19 +75,16 @@ def _followed(job: Job, workers: Workers, answer: "queue.Queue[Any]", listen: Li
     return result
 
 
-def _fit(job: Job, workers: Workers, answer: "queue.Queue[Any]") -> None:
-    """Puts the workers' answer, or what was raised, into `answer`."""
+def fit_workers(job: Job, workers: Workers) -> Any:
+    """The workers' answer; of a cluster that this process is connected to."""
     from distcifar.cluster.trainer import make_trainer, prestart_coordinator
 
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"  # new each time: Ray's own state never matters, checkpoints are ours
-    try:
-        prestart_coordinator()
-        answer.put(make_trainer(job, workers, attempt).fit().return_value)
-    except BaseException as error:
-        answer.put(error)
+    prestart_coordinator()
+    return make_trainer(job, workers, attempt).fit().return_value
 
 
-def _own_error(error: BaseException) -> BaseException:
+def own_error(error: BaseException) -> BaseException:
     """What to tell of a failed fit(): a worker's DistcifarError, or in short what each worker raised."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     causes = [cause for failure in failures.values() for cause in (failure, failure.__cause__)]

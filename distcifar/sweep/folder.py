@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from distcifar.config import Recipe, RunSpec, differences, from_dict, to_dict
-from distcifar.config.space import Point, Space, apply, space_from_dict, value_at
+from distcifar.config.space import Point, Space, space_from_dict, value_at
 from distcifar.config.sweep import SweepSpec
 from distcifar.errors import StorageError
 from distcifar.files import write_json
@@ -52,6 +52,11 @@ def result_of(told: Mapping[str, Any]) -> Result:
     return Result(**{field.name: told[field.name] for field in fields(Result)})
 
 
+def trial_of(run: str) -> int:
+    """The trial that a run directory belongs to: 7 of 007 and 007-e004-1f2a; of c007-2 the configuration."""
+    return int(run.removeprefix("c").partition("-")[0])
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What a search is."""
@@ -68,11 +73,6 @@ class Sweep:
     def trials(self) -> Path:
         """The folder of the trials' run directories."""
         return self.folder / "trials"
-
-    def recipe_of(self, trial: int, point: Point) -> Recipe:
-        """What trial `trial` trains. Of several seeds its own. Raises ConfigError where the point is none."""
-        recipe = apply(self.recipe, point)
-        return from_dict(Recipe, to_dict(recipe) | {"seed": self.recipe.seed + trial % self.spec.seeds})
 
     def group_of(self, trial: int) -> int:
         """The number of the configuration that the trial is one seed of."""
@@ -186,16 +186,26 @@ def points_of_runs(sweep: Sweep, results: Iterable[Result]) -> dict[str, Point]:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Adds `value` as a line of JSON, flushed to the disk; what a killed process left of a line is cut off first."""
-    with open(path, "ab+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        file.write((json.dumps(value) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+    """Adds `value` as a line of JSON, flushed to the disk; what a killed process left of a line is cut off first.
+
+    Raises StorageError where the disk refuses it.
+    """
+    try:
+        with open(path, "ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write((json.dumps(value) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}",
+            "What a search decides is on the disk before it is acted upon",
+            "Make room there and type the same command to go on",
+        ) from error
 
 
 def lines_in(path: Path) -> Iterator[dict[str, Any]]:

@@ -11,26 +11,34 @@ from distcifar.sweep.folder import CONFIRMED, Sweep, read_results
 from distcifar.sweep.ranking import Confirmed, Ranked, mean_and_error
 
 
-def confirm(sweep: Sweep, room: Room, ranked: Sequence[Ranked], told: Told, announce: Announce) -> list[Confirmed]:
-    """The best of `ranked`, confirmed as sweep.spec.confirm says, best mean first; [] where the user has stopped it.
+def confirm(
+    sweep: Sweep, room: Room, ranked: Sequence[Ranked], told: Told, announce: Announce
+) -> list[Confirmed] | None:
+    """The best of `ranked`, confirmed as sweep.spec.confirm says, best mean first; None where the user has stopped it.
 
-    The winner's models alone are measured on the test images, once.
+    A configuration one of whose runs has failed is left out. The winner's models alone are measured on the test
+    images, once.
     """
     best, seeds = sweep.spec.confirmed
     chosen = [row for row in ranked if "failed" not in row.states][:best]
-    if not chosen or not seeds:
+    if not chosen:
         return []
     announce(f"Confirming the best {len(chosen)} with {seeds} new seed(s) each, {sweep.recipe.total_epochs} epochs")
     configs = [config for row in chosen for config in confirming_configs(sweep, row, seeds)]
     if rerun(sweep, room, configs, told, announce).stopped:
-        return []
+        return None
     found = sorted(confirmed_of(sweep, chosen, seeds), key=lambda row: (-row.mean, row.group))
+    for row in chosen:
+        if row.group not in {confirmed.group for confirmed in found}:
+            announce(f"The configuration of trial {row.trials[0]:03d} is not confirmed: a run of it has failed")
     if not found:
         return []
     winner = next(row for row in chosen if row.group == found[0].group)
     configs = confirming_configs(sweep, winner, seeds)
     ended = rerun(sweep, room, configs, lambda result: None, announce, measure=True)
-    tested = {result["run"]: float(result["test_accuracy"]) for result in ended.results if "test_accuracy" in result}
+    if ended.stopped:
+        return None
+    tested = {result["run"]: float(result["test_accuracy"]) for result in ended.results}
     test = tuple(tested[config["run"]] for config in configs if config["run"] in tested)
     return [replace(found[0], winner=True, test=test), *found[1:]]
 
@@ -42,8 +50,10 @@ def confirming_configs(sweep: Sweep, row: Ranked, seeds: int) -> list[dict[str, 
 
 
 def confirmed_of(sweep: Sweep, chosen: Sequence[Ranked], seeds: int) -> list[Confirmed]:
-    """What has come of it: of each configuration the best epochs of its runs, where all have ended."""
-    scores = {result.run: result.score for result in read_results(sweep.folder, CONFIRMED) if not result.problem}
+    """What has come of it: of each configuration the best epochs of its runs, where none has failed."""
+    last = {result.run: result for result in read_results(sweep.folder, CONFIRMED)}
+    # One that the recipe's early stopping has ended is told so after its last epoch was decided on.
+    scores = {r.run: r.score for r in last.values() if r.decision == "stop" or sweep.recipe.early_stop}
     found = []
     for row in chosen:
         configs = confirming_configs(sweep, row, seeds)

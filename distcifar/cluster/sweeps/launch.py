@@ -1,5 +1,6 @@
 """Recipe + space + SweepSpec -> a finished search: prepared data, its folder, trials on Ray Tune."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from distcifar.config import Recipe, RunSpec
 from distcifar.config.space import Point, Space
 from distcifar.config.sweep import MODEL_BASED, SweepSpec
 from distcifar.data.prepare import prepare
-from distcifar.sweep.folder import Result, Sweep, write_sweep
+from distcifar.sweep.folder import SWEEP, Result, Sweep, trial_of, write_sweep
 from distcifar.sweep.plan import planned_points
 from distcifar.sweep.ranking import Confirmed, Ranked, Trial
 from distcifar.sweep.winner import ranked_trials
@@ -36,6 +37,8 @@ def open_sweep(recipe: Recipe, space: Space, spec: SweepSpec, run: RunSpec, anno
 def sweep_on_ray(sweep: Sweep, run: RunSpec) -> Iterator[Room]:
     """The sweep's folder for this process alone, and a cluster with room for its trials."""
     with only_launch(sweep.folder):
+        if run.overwrite and (sweep.folder / SWEEP).exists():
+            shutil.rmtree(sweep.folder)
         write_sweep(sweep)
         with connected(run, 0 if run.address else embedded_cpus(sweep.spec)):
             yield room_for(sweep.spec, run, ray.cluster_resources())
@@ -72,14 +75,13 @@ def run_sweep(
             told(result)
 
         ended = search(sweep, room, heard, announce)
-        failed = [int(name[:3]) for name in ended.failed]
+        failed = [trial_of(name) for name in ended.failed]
         tried, ranked = ranked_trials(sweep, planned(sweep), failed, over=not ended.stopped)
-        confirmed = []
+        confirmed: list[Confirmed] | None = None
         if not ended.stopped:
             trials.over()
             confirmed = confirm(sweep, room, ranked, heard, announce)
-        stopped = ended.stopped or (not confirmed and sweep.spec.confirmed != (0, 0))
-        return SweepEnd(stopped, ended.failed, tried, ranked, confirmed)
+        return SweepEnd(confirmed is None, ended.failed, tried, ranked, confirmed or [])
 
 
 def planned(sweep: Sweep) -> list[Point]:

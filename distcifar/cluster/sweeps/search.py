@@ -1,8 +1,6 @@
 """A sweep on Ray Tune: from its folder to the end of its trials, whatever was done of it before."""
 
-import queue
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +12,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from distcifar.cluster.aside import answer_of
 from distcifar.cluster.job import Announce
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
 from distcifar.cluster.sweeps.room import WAITING, Room
@@ -21,7 +20,7 @@ from distcifar.cluster.sweeps.schedulers import make_scheduler, metric_of, plain
 from distcifar.cluster.sweeps.searchers import Listed, Unrecognised, config_of, make_searcher
 from distcifar.cluster.sweeps.trial import TrialProcess
 from distcifar.config.space import Point
-from distcifar.config.sweep import MODEL_BASED
+from distcifar.config.sweep import MODEL_BASED, SweepSpec
 from distcifar.sweep.folder import CONFIRMED, RESULTS, Result, Results, Sweep
 from distcifar.sweep.plan import planned_points
 
@@ -83,27 +82,13 @@ def _fit(
     trials: int,
     announce: Announce,
 ) -> Ended:
-    """Tuner.fit() in a thread: this one takes the signals."""
+    """Tuner.fit() in a thread: this one takes the signals. `common`: what the configs of all trials hold."""
     storage = sweep.folder / "ray" / uuid.uuid4().hex[:8]  # new each time: nothing is read from it
     stopping = Stopping()
-    bundles = [{"CPU": room.claim} | ({"GPU": room.gpus} if room.gpus else {})]
-    if sweep.spec.workers_per_trial > 1:  # the workers have placement groups of their own
-        bundles = [{"memory": 1.0}]
     tuner = tune.Tuner(
-        tune.with_resources(TrialProcess, tune.PlacementGroupFactory(bundles)),
+        tune.with_resources(TrialProcess, _resources(sweep.spec, room)),
         param_space=common,
-        tune_config=tune.TuneConfig(
-            metric=metric_of(sweep.spec),
-            mode="max",
-            scheduler=scheduler,
-            search_alg=Unrecognised(searcher) if sweep.spec.scheduler == "pbt" else searcher,
-            num_samples=trials,
-            # Trials that wait for others are counted as well: there the room is the only limit.
-            max_concurrent_trials=None if sweep.spec.scheduler in WAITING else room.concurrent,
-            reuse_actors=True,
-            trial_name_creator=lambda trial: trial.config["run"],
-            trial_dirname_creator=lambda trial: trial.config["run"],
-        ),
+        tune_config=_tune_config(sweep.spec, room, scheduler, searcher, trials),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(storage),
@@ -112,15 +97,7 @@ def _fit(
             failure_config=tune.FailureConfig(max_failures=sweep.spec.retries),
         ),
     )
-    answer: queue.Queue[Any] = queue.Queue()
-
-    def run() -> None:
-        try:
-            answer.put(tuner.fit())
-        except BaseException as error:
-            answer.put(error)
-
-    threading.Thread(target=run, daemon=True).start()
+    answer = answer_of(tuner.fit)
     with _asked_to_stop(sweep, stopping, announce):
         while answer.empty():
             time.sleep(FOLLOW_SECONDS)
@@ -130,6 +107,29 @@ def _fit(
         raise found
     failed = {str(r.config["run"]): str(r.error).strip().splitlines()[-1] for r in found if r.error}
     return Ended(stopping.asked, failed, tuple(dict(r.metrics or {}) for r in found if not r.error))
+
+
+def _resources(spec: SweepSpec, room: Room) -> tune.PlacementGroupFactory:
+    """What Ray keeps for a trial. Several workers have placement groups of their own: beside them it takes no CPU."""
+    alone = {"CPU": room.claim} | ({"GPU": room.gpus} if room.gpus else {})
+    return tune.PlacementGroupFactory([alone if spec.workers_per_trial == 1 else {"memory": 1.0}])
+
+
+def _tune_config(
+    spec: SweepSpec, room: Room, scheduler: TrialScheduler, searcher: Searcher, trials: int
+) -> tune.TuneConfig:
+    return tune.TuneConfig(
+        metric=metric_of(spec),
+        mode="max",
+        scheduler=scheduler,
+        search_alg=Unrecognised(searcher) if spec.scheduler == "pbt" else searcher,
+        num_samples=trials,
+        # Trials that wait for others are counted as well: there the room is the only limit.
+        max_concurrent_trials=None if spec.scheduler in WAITING else room.concurrent,
+        reuse_actors=True,
+        trial_name_creator=lambda trial: trial.config["run"],
+        trial_dirname_creator=lambda trial: trial.config["run"],
+    )
 
 
 class Stopping(tune.Stopper):

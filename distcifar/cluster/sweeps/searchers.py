@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.tune.search import SearchAlgorithm, Searcher, SearchGenerator
 
+from distcifar.cluster.sweeps.schedulers import SCORE
 from distcifar.config import Recipe
 from distcifar.config.space import Dimension, Point, Space, value_at, value_text
 from distcifar.config.sweep import SweepSpec
@@ -19,8 +20,6 @@ from distcifar.sweep.folder import Sweep, add_point, read_points
 
 if TYPE_CHECKING:
     import ConfigSpace
-
-SCORE = "score"
 
 
 class Listed(Searcher):

@@ -1,20 +1,22 @@
 """The training that a trial's epochs come from: in this process, or of several workers on Ray."""
 
 import queue
-import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from distcifar.cluster.aside import Answer, answer_of
 from distcifar.cluster.facts import collect_facts
 from distcifar.cluster.job import Job
 from distcifar.cluster.rank import Epochs, rank_epochs
 from distcifar.cluster.recorder import silence
+from distcifar.cluster.remote import fit_workers, own_error
 from distcifar.cluster.run_folder import claim_run, only_launch
 from distcifar.cluster.session import Workers
 from distcifar.cluster.stopping import StopRequest
@@ -25,6 +27,7 @@ from distcifar.data.build import OpenData, OpenStores, load, open_stores
 from distcifar.errors import DistcifarError
 from distcifar.sweep.folder import Sweep
 from distcifar.tracking.journal import JournalFollower
+from distcifar.training.checkpoint import checkpoint_name
 from distcifar.world import World
 
 FOLLOW_SECONDS = 0.05  # how often a trial of several workers looks for its epoch
@@ -97,52 +100,37 @@ def _here(job: Job, cpus: int, images: KeptImages) -> Epochs:
     return (yield from rank_epochs(job, World(0, 1, device), listen=silence, opener=images))
 
 
-@dataclass
-class _Fit:
-    """TorchTrainer.fit() in a thread of its own."""
-
-    job: Job
-    workers: Workers
-    answer: "queue.Queue[Any]" = field(default_factory=lambda: queue.Queue(1))
-
-    def __post_init__(self) -> None:
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        from distcifar.cluster.trainer import make_trainer
-
-        try:
-            attempt = f"attempt-{uuid.uuid4().hex[:8]}"
-            self.answer.put(make_trainer(self.job, self.workers, attempt).fit().return_value)
-        except BaseException as error:
-            self.answer.put(error)
-
-
 def _on_ray(job: Job, cpus: int) -> Epochs:
     """Several workers through the launch code of jobs/train.py; they wait at each epoch's end until it is asked for."""
     gpu = job.spec.device != "cpu" and torch.cuda.is_available()
     gate, follower = Gate(job.folder), JournalFollower(job.folder)
     gate.allow(0)
-    fit = _Fit(job, Workers(job.spec.workers, cpus, gpu))
+    answer = answer_of(lambda: fit_workers(job, Workers(job.spec.workers, cpus, gpu)))
     try:
-        for row in _epoch_rows(follower, fit):
+        for row in _epoch_rows(job, follower, answer):
             yield row
             gate.allow(row["epoch"] + 1)
-        result = fit.answer.get()
-        if isinstance(result, BaseException):
-            raise result
-        return dict(result)
-    finally:
+    except GeneratorExit:
         StopRequest(job.folder).make("search")
-        fit.thread.join(LEAVE_SECONDS)
+        with suppress(queue.Empty):
+            answer.get(timeout=LEAVE_SECONDS)
+        raise
+    result = answer.get()
+    if isinstance(result, BaseException):
+        raise own_error(result)
+    return dict(result)
 
 
-def _epoch_rows(follower: JournalFollower, fit: _Fit) -> Iterator[dict[str, Any]]:
-    """The rows of epochs as they come, until the workers have ended."""
+def _epoch_rows(job: Job, follower: JournalFollower, answer: Answer) -> Iterator[dict[str, Any]]:
+    """The rows of epochs as they come, each with its checkpoint on the disk, until the workers have ended."""
     while True:
-        ended = not fit.answer.empty()
-        yield from (row for row in follower.new_rows() if row["kind"] == "epoch")
+        ended = not answer.empty()
+        for row in follower.new_rows():
+            if row["kind"] == "epoch":
+                sealed = job.folder / "checkpoints" / checkpoint_name(row["step"])
+                while not sealed.exists() and answer.empty():
+                    time.sleep(FOLLOW_SECONDS)
+                yield row
         if ended:
             return
         time.sleep(FOLLOW_SECONDS)

@@ -6,9 +6,7 @@ nothing is computed, so a scheduler's decision always comes before the next epoc
 
 import hashlib
 import json
-import re
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,13 @@ from ray import tune
 from distcifar.cluster.rank import Epochs
 from distcifar.cluster.stopping import StopRequest
 from distcifar.cluster.sweeps.training import KeptImages, Start, epochs_of
-from distcifar.config import Recipe, from_dict, to_dict
+from distcifar.config import Recipe, from_dict
 from distcifar.config.space import apply
 from distcifar.errors import ConfigError, DivergenceError
-from distcifar.sweep.folder import Result, read_results, read_sweep
+from distcifar.sweep.folder import Result, read_results, read_sweep, trial_of
 from distcifar.tracking.rows import epoch_rows
 from distcifar.training.checkpoint import checkpoint_name
 
-SEALING_SECONDS = 120.0  # at most, that a step waits until its checkpoint is on the disk
-POLL_SECONDS = 0.005
 ORIGIN = "origin.json"  # in Tune's checkpoint: where ours is
 
 
@@ -62,7 +58,7 @@ class TrialProcess(tune.Trainable):
         self._sweep = read_sweep(Path(config["sweep"]))
         self._run: str = self.trial_name
         self._origin: Origin | None = None  # of a run that was begun from another
-        self._trial = int(re.sub(r"\D.*", "", self._run.removeprefix("c")))
+        self._trial = trial_of(self._run)
         self._recipe = _recipe(self._sweep.recipe, config)
         known = read_results(self._sweep.folder, config["results"])
         self._known = {(result.run, result.epoch): result for result in known}
@@ -93,7 +89,7 @@ class TrialProcess(tune.Trainable):
         origin = Origin(**json.loads((Path(checkpoint) / ORIGIN).read_text()))
         assert isinstance(self._recipe, Recipe)  # one that is none has not come to a checkpoint
         mine = self._sweep.trials / origin.run / "recipe.json"
-        own = origin.run[:3] == self._run[:3] and from_dict(Recipe, json.loads(mine.read_text())) == self._recipe
+        own = trial_of(origin.run) == self._trial and from_dict(Recipe, json.loads(mine.read_text())) == self._recipe
         if own:
             self._run = origin.run
         else:
@@ -117,9 +113,7 @@ class TrialProcess(tune.Trainable):
                 row = next(self._epochs)
         except StopIteration as end:
             return self._ended(end.value)
-        found = self._result(row)
-        self._await_checkpoint(found.step)
-        return self._told(found)
+        return self._told(self._result(row))
 
     def _training(self) -> Epochs:
         parent = None
@@ -181,13 +175,6 @@ class TrialProcess(tune.Trainable):
             raise RuntimeError(str(value.get("error", "stopped")))
         return {**asdict(self._last), "test_accuracy": value["summary"]["test_accuracy"], "done": True}
 
-    def _await_checkpoint(self, step: int) -> None:
-        """What was told is not trained again: it is on the disk first."""
-        path = self._sweep.trials / self._run / "checkpoints" / checkpoint_name(step)
-        until = time.monotonic() + SEALING_SECONDS
-        while not path.exists() and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
-
     def _close(self) -> None:
         if self._epochs is not None:
             self._epochs.close()
@@ -198,8 +185,8 @@ class TrialProcess(tune.Trainable):
 
 def _recipe(base: Recipe, config: dict[str, Any]) -> Recipe | ConfigError:
     """The recipe of a trial's config, or why it is none."""
-    fields = {path: value for path, value in config.items() if "." in path or path in to_dict(base)}
-    point = {path: value for path, value in fields.items() if value is not None}
+    names = {field.name for field in fields(base)}
+    point = {path: value for path, value in config.items() if path.partition(".")[0] in names}
     try:
         return apply(base, point)
     except ConfigError as error:

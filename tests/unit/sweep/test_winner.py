@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from distcifar.config.space import apply
 from distcifar.errors import StorageError
 from distcifar.recipes import read_recipe
 from distcifar.sweep.folder import Results
@@ -47,7 +48,7 @@ def test_the_winner_is_the_confirmed_one_and_its_file_a_recipe_that_says_where_i
     assert [path.name for path in paths] == ["ranking.json", "best.json", "mine.json"]
     recipe = read_recipe(tmp_path / "mine.json")
     assert recipe == best_recipe(made.sweep, ending, "mine")
-    assert recipe.digest() == made.sweep.recipe_of(second.trials[0], second.point).digest()
+    assert recipe.digest() == apply(made.sweep.recipe, second.point).digest()
     assert "85.00% +- 5.00% on validation over 2 seed(s)" in recipe.description
     assert known_confirmed(made.sweep) == confirmed
 

@@ -80,7 +80,7 @@ def test_killed_anywhere_the_end_is_that_of_the_search_that_was_not(tmp_path_fac
 def asha(rows, grace, reduction):
     """Li et al. 2018 (arXiv 1810.05934) with stopping, as Tune has it: the best 1/reduction of a rung go on."""
     rungs, told = {}, []
-    milestones = [m for m in (grace, grace * reduction, grace * reduction**2) if m < EPOCHS]
+    milestones = [m for m in (grace * reduction**k for k in range(EPOCHS)) if m < EPOCHS]
     for number, row in enumerate(rows):
         for epoch in range(1, EPOCHS + 1):
             best = max(row[:epoch])
