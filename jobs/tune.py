@@ -22,7 +22,7 @@ from program import INTERRUPTED, command, from_environment, run_program
 from distcifar.cluster import ENVIRONMENT
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.sweep import SweepSpec
-from distcifar.recipes import get_recipe
+from distcifar.recipes import RECIPES, get_recipe
 from distcifar.recipes.spaces import space_of
 from distcifar.sweep.plan import checked_search
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     os.environ.pop("WANDB_API_KEY", None)  # it is for the processes that speak with W&B, not for Ray's
     os.environ.update(ENVIRONMENT)
     from distcifar.cluster.sweeps.launch import open_sweep, run_sweep
-    from distcifar.insight.sweep_ending import present
+    from distcifar.insight.sweep_ending import present, publish
     from distcifar.sweep.screen import SweepDisplay
 
     sweep = open_sweep(recipe, space, spec, run, print)
@@ -72,6 +72,10 @@ def main(argv: list[str]) -> int:
         display.say(f"Stopped. To go on: {command(*argv, *named)}")
         return INTERRUPTED
     present(sweep, end.trials, end.ranked, end.confirmed, display.console, spec.export)
+    if run.wandb != "disabled":
+        os.environ.update(environment)  # with the key again: Ray is gone
+        later = command("sync").replace("tune.py", "report.py")
+        display.say(publish(sweep, RECIPES, online=run.wandb in ("auto", "online"), later=later))
     display.say(f"Train it: {command(str(sweep.folder / 'best.json')).replace('tune.py', 'train.py')}")
     return 0
 

@@ -35,7 +35,9 @@ MAY_IMPORT = {
     "insight": BASE | {"models", "data", "training", "tracking", "sweep"},
     "cluster": BASE | {"models", "data", "training", "tracking", "sweep"},
     "benchmark": BASE | {"recipes", "models", "data", "training", "tracking", "sweep", "insight", "cluster"},
-    "jobs": BASE | {"recipes", "models", "data", "training", "tracking", "sweep", "insight", "cluster", "benchmark"},
+    "doctor": BASE | {"tracking", "cluster"},
+    "jobs": BASE
+    | {"recipes", "models", "data", "training", "tracking", "sweep", "insight", "cluster", "benchmark", "doctor"},
 }
 
 # Where each vendor may be imported at all: behind our own nouns, so that it can be replaced in one place.
@@ -43,7 +45,7 @@ HOMES = {
     "ffcv": ("distcifar/data/", "distcifar/benchmark/loader.py"),  # there as a peer
     "ray": ("distcifar/cluster/",),
     "wandb": ("distcifar/tracking/wandb/",),
-    "wandb_workspaces": ("distcifar/insight/wandb_report.py",),
+    "wandb_workspaces": ("distcifar/insight/wandb_report.py", "distcifar/insight/wandb_panels.py"),
     "torchvision": ("distcifar/models/", "distcifar/data/", "distcifar/benchmark/loader.py"),
     "matplotlib": ("distcifar/insight/", "distcifar/benchmark/plot.py"),
     "optuna": ("distcifar/sweep/importance.py", "distcifar/cluster/"),

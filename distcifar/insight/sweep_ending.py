@@ -1,9 +1,13 @@
 """The end of a search, told: files in its folder, pictures, the page, tables on the screen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
+from distcifar.config import Recipe
+from distcifar.errors import DistcifarError
+from distcifar.insight.report import report_path
+from distcifar.insight.report_run import find_runs, read_run
 from distcifar.insight.sweep_plots import draw_sweep
 from distcifar.insight.sweep_report import write_sweep_report
 from distcifar.sweep.folder import Sweep
@@ -38,3 +42,20 @@ def present(
         "Most decisive: " + (", ".join(f.path for f in ending.importance.fields if f.clear) or "nothing beyond chance")
     )
     console.print(f"Results: {sweep.folder} ({', '.join(path.name for path in [*paths, page])})")
+
+
+def publish(sweep: Sweep, known: Mapping[str, Recipe], *, online: bool, later: str) -> str:
+    """The W&B report of the search's group, kept beside the search and, `online`, published; a sentence about it.
+
+    known: recipes as they are published. later: the command that publishes it another time.
+    """
+    from distcifar.insight.wandb_report import keep_and_publish  # two seconds of imports
+
+    runs, group = sweep.folder.parent, sweep.folder.name
+    try:
+        folders = find_runs((), runs, group)
+        path = report_path(folders, runs, group).with_suffix(".json")
+        records = [read_run(folder) for folder in folders]
+        return keep_and_publish(records, path, runs=runs, group=group, known=known, online=online, later=later)
+    except DistcifarError as error:  # a search is not lost for its page
+        return f"No W&B report: {error}"

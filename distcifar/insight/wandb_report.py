@@ -1,7 +1,7 @@
 """The report of runs as a W&B report: made and kept without a server, saved there when there is one.
 
-Nothing else imports wandb-workspaces, whose version is pinned: a report becomes text only through a private call.
-W&B draws the curves from the runs themselves; tables are markdown, written from the run directories.
+Nothing but this and its panels imports wandb-workspaces, whose version is pinned: a report becomes text only through
+a private call. W&B draws the curves from the runs themselves; tables are markdown, written from the run directories.
 """
 
 import hashlib
@@ -20,21 +20,13 @@ from distcifar.insight.report_facts import promise
 from distcifar.insight.report_kept import KeptReport, kept_reports, read_kept, relative, write_kept
 from distcifar.insight.report_registry import registry_rows
 from distcifar.insight.report_run import RunRecord, find_runs, read_run
+from distcifar.insight.wandb_panels import comparer, curves, fields_and_accuracy, varied_fields
 from distcifar.tracking.wandb.run import has_key
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces.reports.v2.interface import BlockTypes, PanelTypes
+    from wandb_workspaces.reports.v2.interface import BlockTypes
 
-CURVES = (  # title, names of metrics as tracking/shipping/content.py gives them, what they are drawn over
-    ("Loss", ("epoch/train/loss", "validation/loss"), "epoch"),
-    ("Accuracy", ("epoch/train/accuracy", "validation/accuracy"), "epoch"),
-    ("Loss of each step", ("train/loss",), "step"),
-    ("Learning rate", ("train/lr",), "step"),
-    ("Gradient norm", ("train/grad_norm",), "step"),
-    ("Images per second", ("perf/images_per_s",), "step"),
-)
-COLOURS = ("#1668dc", "#d9730d", "#14803c", "#8b3fd1", "#c2255c", "#0c8599", "#8a6d00", "#5c677d")
 LONGEST_TITLE = 128
 SEARCH = "distcifar report"  # with a digest of what it is about: by this it is found again on a server
 
@@ -73,7 +65,10 @@ def build_report(
 
     place = tracked[0]
     ids = [identity.id for identity in tracked if (identity.entity, identity.project) == (place.entity, place.project)]
-    differences: list[BlockTypes] = [wr.H2("What differs"), _comparer(ids)] if len(records) > 1 else []
+    varied = varied_fields(records)
+    differences: list[BlockTypes] = [wr.H2("What differs"), comparer(ids)] if len(records) > 1 else []
+    if len(records) > 2 and varied:
+        differences += [wr.H2("Fields and accuracy"), fields_and_accuracy(ids, varied)]
     names = ", ".join(run.name for run in records)
     title = group or (names if len(records) == 1 else f"{len(records)} runs: {names}")
     return wr.Report(
@@ -86,7 +81,7 @@ def build_report(
             wr.MarkdownBlock(markdown.results(records)),
             *_titled("Promise and result", markdown.promises(records, [promise(run, known or {}) for run in records])),
             wr.H2("Curves"),
-            wr.PanelGrid(runsets=[_runset(ids)], panels=_curves()),
+            curves(ids),
             *differences,
             *(block for run in records for block in _classes(run, alone=len(records) == 1)),
             *_titled("Registered models", markdown.versions(registry_rows(runs, records)[0])),
@@ -211,31 +206,6 @@ def _find(api: Any, kept: KeptReport, noted: str, entity: str) -> str:
         if report.id == noted or report.description == kept.description:
             return str(report.id)
     return ""
-
-
-def _runset(ids: Sequence[str]) -> "wr.Runset":
-    """Of the report's own project: one with a name could not be written without asking the server for its number."""
-    import wandb_workspaces.reports.v2 as wr
-
-    settings = {run: wr.RunSettings(color=colour) for run, colour in zip(ids, COLOURS, strict=False)}
-    return wr.Runset(name="runs", filters=f"ID in {list(ids)!r}", run_settings=settings)
-
-
-def _curves() -> "list[PanelTypes]":
-    import wandb_workspaces.reports.v2 as wr
-
-    panels: list[PanelTypes] = []
-    for place, (title, metrics, axis) in enumerate(CURVES):
-        layout = wr.Layout(x=12 * (place % 2), y=7 * (place // 2), w=12, h=7)
-        panels.append(wr.LinePlot(title=title, x=axis, y=list(metrics), layout=layout))
-    return panels
-
-
-def _comparer(ids: Sequence[str]) -> "wr.PanelGrid":
-    import wandb_workspaces.reports.v2 as wr
-
-    panel = wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=12))
-    return wr.PanelGrid(runsets=[_runset(ids)], panels=[panel])
 
 
 def _classes(run: RunRecord, *, alone: bool) -> "list[BlockTypes]":

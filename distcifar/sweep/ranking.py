@@ -35,6 +35,10 @@ class Trial:
         """The epoch that its model has come to."""
         return self.curve[-1][0] if self.curve else 0
 
+    def score_at(self, epoch: int) -> float:
+        """The best validation accuracy up to `epoch`."""
+        return max((accuracy for at, accuracy in self.curve if at <= epoch), default=0.0)
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -44,7 +48,7 @@ class Ranked:
     group: int
     point: Point
     trials: tuple[int, ...]  # those that count: failed ones only where all have failed
-    scores: tuple[float, ...]  # theirs
+    scores: tuple[float, ...]  # theirs; of several at the last epoch that all of them came to: as equals
     mean: float
     error: float | None  # standard error of the mean; None of a single seed
     reached: int  # the last epoch that all of them came to
@@ -132,16 +136,18 @@ def ranking(sweep: Sweep, trials: Sequence[Trial]) -> list[Ranked]:
 
 def _ranked(group: int, members: Sequence[Trial]) -> Ranked:
     counted = [trial for trial in members if trial.state != "failed"] or members
-    mean, error = mean_and_error([trial.score for trial in counted])
+    reached = min(trial.reached for trial in counted)
+    scores = tuple(trial.score_at(reached) if len(counted) > 1 else trial.score for trial in counted)
+    mean, error = mean_and_error(scores)
     return Ranked(
         place=0,
         group=group,
         point=counted[0].point,
         trials=tuple(trial.number for trial in counted),
-        scores=tuple(trial.score for trial in counted),
+        scores=scores,
         mean=mean,
         error=error,
-        reached=min(trial.reached for trial in counted),
+        reached=reached,
         states=tuple(trial.state for trial in counted),
     )
 

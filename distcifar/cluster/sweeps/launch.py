@@ -81,6 +81,10 @@ def run_sweep(
         if not ended.stopped:
             trials.over()
             confirmed = confirm(sweep, room, ranked, heard, announce)
+        if confirmed is None:
+            trials.stopped()
+        else:
+            trials.measured()
         return SweepEnd(confirmed is None, ended.failed, tried, ranked, confirmed or [])
 
 

@@ -48,6 +48,18 @@ class Trials:
             if result.decision == "pause":
                 self._end(result)
 
+    def stopped(self) -> None:
+        """The user has stopped the search: so are the trials that have begun and not ended."""
+        for path in self._sweep.trials.glob("*/tracking.json"):
+            if told_outcome(path.parent) is None:
+                _note(path.parent, "stopped", "with the search, by its user")
+
+    def measured(self) -> None:
+        """The models of the confirmed winner have been, on the test images."""
+        if self._online:
+            for path in self._sweep.trials.glob("c*/summary.json"):
+                self._tracker(path.parent).listen({"kind": "epoch"})
+
     def _end(self, result: Result) -> None:
         folder = self._sweep.trials / result.run
         _note_end(self._sweep, result)
@@ -75,8 +87,12 @@ def _note_end(sweep: Sweep, result: Result) -> None:
     else:
         whole = "at its end" if result.epoch >= sweep.recipe.total_epochs else "early, by the search,"
         kind, text = "ended", f"{whole} after epoch {result.epoch}; best validation accuracy {result.score:.2%}"
+    _note(sweep.trials / result.run, kind, text)
+
+
+def _note(folder: Path, kind: str, text: str) -> None:
     with suppress(OSError):  # storage that is gone is told by what cannot go on without it
-        append_event(sweep.trials / result.run, kind, text)
+        append_event(folder, kind, text)
 
 
 def _is_online(wanted: str, environment: Mapping[str, str], announce: Announce) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from distcifar.insight import report_markdown as markdown
 from distcifar.insight import wandb_report
 from distcifar.insight.report_kept import KeptReport, kept_reports, read_kept, write_kept
 from distcifar.insight.report_run import read_run
+from distcifar.insight.wandb_panels import BEST, CURVES, is_logarithmic
 from distcifar.insight.wandb_report import (
-    CURVES,
     build_report,
     keep_and_publish,
     publish,
@@ -80,6 +81,32 @@ def test_a_report_is_kept_without_a_server(tmp_path):
              grid["metadata"]["panelBankSectionConfig"]["panels"]]  # fmt: skip
     assert kinds.count("Run Comparer") == 1
     assert KEY not in (tmp_path / "both.json").read_text()
+
+
+def test_of_a_search_it_is_shown_what_was_searched(tmp_path):
+    rates, batches = (0.001, 0.01, 0.1), (64, 128, 64)
+    quick = RECIPES["quick"]
+    folders = [
+        write_run(tmp_path / f"{n}", group="s", optim=replace(quick.optim, lr=rate), batch_size=batch)
+        for n, (rate, batch) in enumerate(zip(rates, batches, strict=True))
+    ]
+    grid = blocks(keep(tmp_path / "s.json", *folders, group="s"), "panel-grid")[2]["metadata"]
+    parallel, importance, *scatter = grid["panelBankSectionConfig"]["panels"]
+    columns = [(column["accessor"], column.get("log", False)) for column in parallel["config"]["columns"]]
+    best = (f"summary:{BEST}", False)
+    assert columns == [("config:batch_size.value", False), ("config:optim.value.lr", True), best]
+    assert importance["config"]["targetKey"] == BEST
+    assert [panel["config"]["xAxis"] for panel in scatter] == ["config:batch_size.value", "config:optim.value.lr"]
+    assert {panel["config"]["yAxis"] for panel in scatter} == {f"summary:{BEST}"}
+    assert ("validation/accuracy", "epoch", "max") in METRICS, "else W&B's summary has no such value"
+    places = [(panel["layout"]["x"], panel["layout"]["y"]) for panel in (parallel, importance, *scatter)]
+    assert len(set(places)) == len(places)
+
+
+def test_an_axis_is_logarithmic_where_its_numbers_span_a_decade():
+    assert is_logarithmic([1e-3, 0.1])
+    for plain in ([0.1, 0.2], [0.0, 1.0], [], ["a", "b"], [None, 1.0], [True, 30]):
+        assert not is_logarithmic(plain), plain
 
 
 @pytest.mark.parametrize("odd", [{"finished": False, "epochs": 0}, {"validation": False}, {"nan": True}], ids=str)

@@ -81,7 +81,7 @@ def test_configurations_are_ordered_by_the_mean_of_their_seeds(sweep):
     sweep = replace(sweep, spec=replace(sweep.spec, seeds=2))
     results = [
         *lines(0, 0.9), *lines(1, 0.1),  # luck with one seed
-        *lines(2, 0.6, 0.5), *lines(3, 0.6),
+        *lines(2, 0.6, 0.8), *lines(3, 0.6),  # one was trained longer: as equals
         *lines(4, 0.95), *lines(5, 0.9),  # failed, both
         *lines(6, 0.7), *lines(7, 0.99),  # the second failed
     ]  # fmt: skip
