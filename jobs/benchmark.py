@@ -10,15 +10,16 @@ examples:
   python jobs/benchmark.py growth                 memory and time as images, workers and epochs grow; leaks
   python jobs/benchmark.py saving                 what a checkpoint costs a training of resnet18
   python jobs/benchmark.py tracking               what W&B, offline, costs a training of quick
+  python jobs/benchmark.py simulation             1,000 ranks and 10,000 runs on this machine: what grows, and how fast
   python jobs/benchmark.py all                    everything; --quick: only to see that it works
 """
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import tyro
-from program import run_program
+from program import place, run_program
 
 from distcifar.benchmark.settings import Part, Settings
 
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     """Measures, shows, and keeps it in the folder --out; returns the exit code."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__, prog="benchmark.py")
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+    settings = replace(settings, root=place(settings.root), out=place(settings.out))
     environment = dict(os.environ)
     from distcifar.benchmark.run import run_benchmark
 

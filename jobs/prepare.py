@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from program import run_program
+from program import place, run_program
 
 from distcifar.config import DataConfig
 from distcifar.data.prepare import prepare
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         storage=command.storage,
     )
     prepared = prepare(
-        config, command.root, command.source,
+        config, Path(place(command.root)), command.source,
         announce=print, repair=command.repair, max_broken=command.max_broken,
     )  # fmt: skip
     print_summary(prepared, seconds=time.monotonic() - start)

@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distcifar.config import RunSpec
+from distcifar.config import Recipe, RunSpec
+from distcifar.config.values import value_of
 from distcifar.errors import DistcifarError
+from distcifar.tracking.outcome import unfinished_name
 
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is set for what `ray job submit` runs
+HOME = "DISTCIFAR_HOME"  # the folder below which a job's relative folders lie
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 VARIABLES = {
     "RAY_ADDRESS": "address",  # set inside `ray job submit`
@@ -18,6 +22,8 @@ VARIABLES = {
     "WANDB_PROJECT": "project",
     "WANDB_ENTITY": "entity",
     "WANDB_RUN_GROUP": "group",
+    "DISTCIFAR_WAIT_MINUTES": "wait_minutes",  # these two are set by cluster.yaml
+    "DISTCIFAR_DEVICE": "device",
 }
 
 
@@ -28,16 +34,33 @@ def command(*words: str) -> str:
     return shlex.join([str(python), sys.argv[0], *words])
 
 
-def from_environment(spec: RunSpec) -> RunSpec:
-    """`spec` with what Ray's and W&B's own variables say about fields that the command line has left alone."""
+def from_environment(spec: RunSpec, recipe: Recipe | None = None) -> RunSpec:
+    """`spec` with what Ray's, W&B's and our own variables say about fields that the command line has left alone.
+
+    recipe: of a run, which in a Ray job has a name that is the same each time: the same line goes on.
+    """
     default = RunSpec()
     found: dict[str, Any] = {
-        field: os.environ[variable]
+        field: value_of(type(getattr(default, field)), os.environ[variable], variable)
         for variable, field in VARIABLES.items()
         if os.environ.get(variable) and getattr(spec, field) == getattr(default, field)
     }
     os.environ.pop("WANDB_MODE", None)  # the client would refuse to go online, though it is asked to
-    return replace(spec, **found)
+    spec = replace(spec, **found, runs=place(spec.runs), data_root=place(spec.data_root))
+    if JOB in os.environ and recipe is not None and not spec.name and spec.resume == "auto":
+        stem = f"{recipe.name}-{recipe.digest()[:6]}"
+        return replace(spec, name=unfinished_name(Path(spec.runs), stem))
+    return spec
+
+
+def place(folder: str | Path) -> str:
+    """Where a relative folder lies: in a Ray job, whose own place is a copy that goes away, below $DISTCIFAR_HOME.
+
+    That is ~/distcifar where it is not set; on several machines it must be storage that all of them share.
+    """
+    if JOB not in os.environ or "://" in str(folder):
+        return str(folder)
+    return str(Path(os.environ.get(HOME) or "~/distcifar").expanduser() / folder)
 
 
 def run_program(main: Callable[[list[str]], int]) -> None:

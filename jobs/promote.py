@@ -12,12 +12,12 @@ examples:
 Where there is a W&B key, each act goes to W&B at once; --offline leaves that to a later --sync.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from program import from_environment, run_program
+from program import from_environment, place, run_program
 
 from distcifar.config import RunSpec
 from distcifar.tracking.registry import console
@@ -68,6 +68,7 @@ def main(argv: list[str]) -> int:
     command = tyro.cli(
         Command, args=argv, description=__doc__, prog="promote.py", config=(tyro.conf.FlagCreatePairsOff,)
     )
+    command = replace(command, runs=Path(place(command.runs)))
     act = console.asked_act(vars(command))
     registry = Registry(command.runs, command.registry)
     spec = from_environment(RunSpec(project=command.project, entity=command.entity))

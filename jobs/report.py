@@ -11,13 +11,13 @@ examples:
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from program import command as typed
-from program import from_environment, run_program
+from program import from_environment, place, run_program
 from rich.console import Console
 
 from distcifar.config import RunSpec
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     command = tyro.cli(
         Command, args=argv, description=__doc__, prog="report.py", config=(tyro.conf.FlagCreatePairsOff,)
     )
+    command = replace(command, runs=Path(place(command.runs)))
     os.environ.setdefault("WANDB_SILENT", "true")
     if command.names[:1] == ("sync",):
         return sync(command)

@@ -2,24 +2,22 @@
 
 import queue
 import threading
-import time
 import uuid
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-import ray
 from ray.exceptions import RayActorError
 
 from distcifar.cluster.aside import Answer, answer_of
 from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.session import Workers, ray_session
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
+from distcifar.cluster.waiting import Patience
 from distcifar.errors import DistcifarError, RunError
 from distcifar.tracking.journal import JournalFollower, append_event
 
 FOLLOW_SECONDS = 0.3  # how often the driver looks for new rows
-QUIET_SECONDS = 20.0  # without a row, after which it looks whether the cluster has become too small
 
 
 def fit_on_ray(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
@@ -56,9 +54,9 @@ def _fit_once(job: Job, listen: Listener, announce: Announce) -> Any:
 
 
 def _followed(job: Job, workers: Workers, answer: Answer, listen: Listener, announce: Announce) -> Any:
-    """Tells the journal's new rows until there is an answer; and what a cluster lacks that has become too small."""
-    follower, result, told = JournalFollower(job.folder), None, ""
-    last_row = time.monotonic()
+    """Tells the journal's new rows until there is an answer; and what the workers wait for where they do."""
+    follower, result = JournalFollower(job.folder), None
+    patience = Patience(workers, job.spec.wait_minutes, announce)
     while result is None:
         try:
             result = answer.get(timeout=FOLLOW_SECONDS)
@@ -66,12 +64,9 @@ def _followed(job: Job, workers: Workers, answer: Answer, listen: Listener, anno
             result = None
         for row in follower.new_rows():
             listen(row)
-            last_row = time.monotonic()
-        if result is None and time.monotonic() - last_row > QUIET_SECONDS:
-            last_row, missing = time.monotonic(), workers.missing(ray.cluster_resources())
-            if missing and missing != told:
-                announce(missing)
-            told = missing
+            patience.sign_of_life()
+        if result is None:
+            patience.look()
     return result
 
 

@@ -31,16 +31,6 @@ class Workers:
         """Ray's resources of one worker."""
         return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if self.gpu else {})
 
-    def missing(self, have: dict[str, float]) -> str:
-        """What a cluster with resources `have` lacks for the training to go on, in words; "" for nothing."""
-        needed = self.least or self.count
-        short = [
-            f"{int(have.get(name, 0))} {name}s of {needed * each:.0f}"
-            for name, each in self.resources().items()
-            if have.get(name, 0) < needed * each
-        ]
-        return f"Waiting for nodes: the cluster has {' and '.join(short)} that {needed} worker(s) need" if short else ""
-
 
 @contextmanager
 def ray_session(spec: RunSpec) -> Iterator[Workers]:
@@ -106,15 +96,18 @@ def embedded_cpus(spec: RunSpec, cores: int) -> int:
 
 
 def fit_workers(spec: RunSpec, have: dict[str, float]) -> Workers:
-    """The workers of `spec` on a cluster with resources `have`. Raises ResourceError with have and need."""
-    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
-    gpu = spec.device != "cpu" and gpus > 0
-    if spec.device == "cuda" and not gpus:
+    """The workers of `spec` on a cluster with resources `have`. Raises ResourceError with have and need.
+
+    With spec.wait_minutes the cluster may still grow, and is not asked for more than what it will be.
+    """
+    gpus, cpus, grows = int(have.get("GPU", 0)), int(have.get("CPU", 0)), spec.wait_minutes > 0
+    gpu = spec.device == "cuda" or (spec.device == "auto" and gpus > 0)
+    if gpu and not gpus and not grows:
         raise ResourceError("The cluster has no GPU", "--device cuda needs one", "Use --device auto or cpu")
-    count = spec.workers or (gpus if gpu else 1)
+    count = spec.workers or max(1, gpus if gpu else 1)
     each = spec.cpus_per_worker or (1 if spec.address else max(1, cpus // count))
     needed = spec.min_workers or count
-    if (gpu and needed > gpus) or needed * each > cpus:
+    if not grows and ((gpu and needed > gpus) or needed * each > cpus):
         fitting = min(cpus // each, gpus if gpu else cpus)
         raise ResourceError(
             f"The cluster has {cpus} CPUs and {gpus} GPUs; {needed} workers need {needed * each} CPUs"

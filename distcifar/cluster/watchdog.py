@@ -2,8 +2,9 @@
 
 Each rank leaves a small file in the run directory, ranks/N.json, that says where it is. A thread refreshes it every
 second, so that a process that stands still as a whole can be told from one whose training thread does. When a rank has
-taken no step for too long, its thread looks at the others' files, notes who is behind, and ends its own process: Ray
-then restarts the group. Clocks are not compared between hosts; a pause of the whole machine is not counted.
+taken no step for a minute, its thread looks at the others' files and who is behind is told; after --hang-seconds it
+ends its own process: Ray then restarts the group. Clocks are not compared between hosts; a pause of the whole machine
+is not counted.
 """
 
 import contextlib
@@ -20,10 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distcifar.cluster.collectives import flight_record, last_collective
 from distcifar.tracking.journal import append_event
 from distcifar.world import World
 
 TICK = 1.0  # seconds between two refreshes
+NAMING_SECONDS = 60.0  # without a new stage, after which the user is told who holds the others up
+STILL_SECONDS = 5.0  # without a new stage, after which a rank's sign says which collective it has come to
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,11 @@ class Sign:
     entered: int
     stage: str
     step: int
+    collective: str = ""  # the last one; only of a rank that stands still
 
     def __str__(self) -> str:
-        return f"rank {self.rank} on {self.host} (process {self.pid}, {self.stage} at step {self.step})"
+        last = f", last collective {self.collective}" if self.collective else ""
+        return f"rank {self.rank} on {self.host} (process {self.pid}, {self.stage} at step {self.step}{last})"
 
 
 def culprits(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> list[Sign]:
@@ -87,42 +93,66 @@ class Pulse:
         self._entered += 1
 
     def _watch(self) -> None:
-        entered, waited, last = -1, 0.0, time.monotonic()
+        entered, waited, told, last = -1, 0.0, False, time.monotonic()
         while not self._over.wait(TICK):
             now = time.monotonic()
             # A tick that took long: this process was stopped, or the machine. That time is nobody's hang.
             waited, last = waited + min(now - last, 2 * TICK), now
             if self._entered != entered:
-                entered, waited = self._entered, 0.0
-            self._write()
+                entered, waited, told = self._entered, 0.0, False
+            self._write(still=waited > STILL_SECONDS)
+            if waited > NAMING_SECONDS and not told:
+                told = True
+                self._name(waited)
             if waited > self._seconds:
                 self._give_up(waited)
                 waited = 0.0
 
-    def _write(self) -> None:
+    def _write(self, *, still: bool) -> None:
         self._tick += 1
-        sign = Sign(self._rank, platform.node(), os.getpid(), self._tick, self._entered, self._stage, self._step)
+        last = last_collective(flight_record()) if still else ""
+        sign = Sign(self._rank, platform.node(), os.getpid(), self._tick, self._entered, self._stage, self._step, last)
         leave(self._path(self._rank), asdict(sign))
+
+    def _observed(self) -> tuple[Mapping[int, Sign], Mapping[int, Sign]] | None:
+        """All ranks' signs at two moments a few ticks apart; None where this rank has gone on in the meantime."""
+        entered, before = self._entered, self.signs()
+        for _ in range(3):
+            if self._over.wait(TICK) or self._entered != entered:
+                return None
+            self._write(still=True)
+        return before, self.signs()
+
+    def _name(self, waited: float) -> None:
+        """Tells who holds the others up; of the ranks that see it the first one does."""
+        observed = self._observed()
+        if observed is None:
+            return
+        before, after = observed
+        alive = [rank for rank, sign in after.items() if rank not in before or sign.tick != before[rank].tick]
+        if self._rank == min(alive, default=self._rank):
+            text = f"no step for {waited:.0f} s, held up by {', '.join(map(str, culprits(before, after)))}"
+            with contextlib.suppress(OSError):  # the storage may be what hangs
+                append_event(self._folder, "standing still", f"{text}; ended after {self._seconds:.0f} s of it")
 
     def _give_up(self, waited: float) -> None:
         """Names who hangs, leaves this process's stacks, and ends it; unless it goes on in the meantime."""
-        entered, before = self._entered, self._read()
-        for _ in range(3):
-            if self._over.wait(TICK) or self._entered != entered:
-                return
-            self._write()
-        behind = culprits(before, self._read())
+        observed = self._observed()
+        if observed is None:
+            return
+        behind = culprits(*observed)
         with contextlib.suppress(OSError):  # the storage may be what hangs: that must not keep the process
             with open(self._folder / f"stacks-rank-{self._rank}.txt", "a") as file:
                 file.write(f"rank {self._rank}, no new stage for {waited:.0f} s\n")
                 file.flush()  # the stacks go past the buffer
                 faulthandler.dump_traceback(file)
+            (self._folder / f"collectives-rank-{self._rank}.json").write_bytes(flight_record())
             text = f"no step for {waited:.0f} s, held up by {', '.join(map(str, behind))}"
             print(f"hang: {text}; the same command goes on", file=sys.stderr, flush=True)
             append_event(self._folder, "hang", text, rank=self._rank)
         self._end()
 
-    def _read(self) -> dict[int, Sign]:
+    def signs(self) -> dict[int, Sign]:
         """Of the ranks of this run; files of more ranks may be left from a start that was killed."""
         signs = {}
         for rank in range(self._ranks):

@@ -7,6 +7,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
 
 from distcifar.cluster.rank import train_rank
 from distcifar.cluster.sweeps.gate import Gate
@@ -23,6 +24,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     job = config["job"]
     world = join_world(job.spec)
+    if job.spec.verbose:
+        sign_lines(world.rank)
     job = replace(job, startup=job.startup.ended("workers"))
 
     def after_epoch(metrics: dict[str, float]) -> None:
@@ -40,6 +43,15 @@ def join_world(spec: RunSpec) -> World:
     device = torch.device("cpu") if spec.device == "cpu" else ray.train.torch.get_device()
     set_up_torch(spec, cores, device)
     return World(context.get_world_rank(), context.get_world_size(), device)
+
+
+def sign_lines(rank: int) -> None:
+    """What this process prints is followed as "(rank N pid=..., ip=...)" and not as "(RayTrainWorker ...)".
+
+    Ray's log monitor takes the name from such a line in the process's own output (ray_constants.py).
+    """
+    for stream in (1, 2):
+        os.write(stream, f"\n{LOG_PREFIX_ACTOR_NAME}rank {rank}\n".encode())
 
 
 def set_up_torch(spec: RunSpec, cores: int, device: torch.device) -> None:

@@ -19,6 +19,7 @@ RANGES = {
     "keep_best": Range(0),
     "max_failures": Range(0),
     "hang_seconds": Range(0),
+    "wait_minutes": Range(0),
     "upload_minutes": Range(0),
     "keep_uploads": Range(1),
 }
@@ -45,6 +46,8 @@ class RunSpec:
     """CPU cores of each worker (0: the machine's cores divided among them)."""
     address: str = ""
     """A running Ray cluster, host:port (empty: this machine, or the cluster of this job)."""
+    wait_minutes: float = 0.0
+    """Wait up to N minutes for nodes that an autoscaler starts (0: a cluster that is too small is refused at once)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes the GPU if there is one."""
     loader: Literal["auto", "resident", "streamed"] = "auto"

@@ -67,6 +67,14 @@ def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
     )
 
 
+def value_of(kind: type[T], text: str, name: str) -> T:
+    """`text`, what an environment variable `name` holds, as str, int or float. Raises ConfigError."""
+    try:
+        return kind(text)  # type: ignore[call-arg]
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}", f"It must be of type {kind.__name__}", "Correct or unset it") from None
+
+
 def moments(name: str, items: Iterable[str], example: str) -> dict[str, float]:
     """What is before and after the @ of each of `items`, "WHAT@SHARE": a share of the training, 0 to 1."""
     found = {}

@@ -1,5 +1,6 @@
 """How a run stands, told from its directory alone: by its summary, its last events, and who holds its lock."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,12 @@ class Outcome:
     def exit_code(self) -> int:
         """As a shell would report it; W&B calls a run finished whose exit code is 0."""
         return {"finished": 0, "ended": 0, "stopped": 130, "preempted": 143, "killed": 137}.get(self.kind, 1)
+
+
+def unfinished_name(runs: Path, stem: str) -> str:
+    """`stem`, `stem`-2, `stem`-3, ...: the first that names no finished run in `runs`."""
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    return next(name for name in names if not (runs / name / "summary.json").exists())
 
 
 def launch_lock(folder: Path) -> FileLock:

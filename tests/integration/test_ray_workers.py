@@ -32,15 +32,6 @@ def run(place: Path, *words: str) -> dict[str, object]:
     return json.loads((place / "runs" / name / "summary.json").read_text())
 
 
-def test_what_a_cluster_lacks_is_told_in_words():
-    workers = Workers(count=3, cpus=2, gpu=True)
-    assert workers.missing({"CPU": 6.0, "GPU": 3.0}) == ""
-    assert "4 CPUs of 6 and 0 GPUs of 3 that 3 worker(s) need" in workers.missing({"CPU": 4.0})
-    elastic = Workers(count=3, cpus=2, gpu=False, least=1)
-    assert elastic.missing({"CPU": 2.0}) == ""
-    assert "0 CPUs of 2" in elastic.missing({})
-
-
 def test_two_workers_train_as_one_does(tmp_path: Path):
     one = run(tmp_path, *NO_NORM, "--name", "one")
     two = run(tmp_path, *NO_NORM, "--name", "two", "--workers", "2")

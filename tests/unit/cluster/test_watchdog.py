@@ -105,6 +105,28 @@ def test_a_stall_ends_the_process_with_an_event_and_its_stacks(tmp_path: Path):
     assert "test_watchdog.py" in stacks, "where the training thread stands is the point of it"
 
 
+def test_who_stands_still_is_named_once_and_long_before_it_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watchdog, "NAMING_SECONDS", 5 * TICK)
+    leave(tmp_path, sign(1, tick=44))
+    with peer(tmp_path, 2), pulse(tmp_path, World(0, 3), seconds=60.0) as (mine, ended):
+        mine.enter("step", 5)
+        until = time.monotonic() + ENOUGH
+        while not read_events(tmp_path) and time.monotonic() < until:
+            time.sleep(TICK)
+        time.sleep(20 * TICK)
+        assert not ended.is_set()
+    (event,) = read_events(tmp_path)
+    assert event["kind"] == "standing still"
+    assert "held up by rank 1 on host (process 101, step at step 7); ended after 60 s" in event["text"]
+
+
+def test_of_several_that_see_it_the_first_living_rank_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watchdog, "NAMING_SECONDS", 5 * TICK)
+    with peer(tmp_path, 0), pulse(tmp_path, World(1, 2), seconds=20 * TICK) as (_, ended):
+        assert ended.wait(ENOUGH)
+    assert [event["kind"] for event in read_events(tmp_path)] == ["hang"]
+
+
 def test_a_frozen_process_is_named_and_not_the_rank_that_waits_for_it(tmp_path: Path):
     leave(tmp_path, sign(1, tick=44, entered=3))
     with peer(tmp_path, 2, entered=4), pulse(tmp_path, World(0, 3)) as (mine, ended):

@@ -1,0 +1,67 @@
+"""A run that waits says what it needs, what there is, who holds it, and what to type; alone, and on a real cluster."""
+
+import pytest
+
+from distcifar.cluster import waiting
+from distcifar.cluster.session import Workers, fit_workers
+from distcifar.cluster.waiting import Holder, Patience, lacks, waiting_words
+from distcifar.config import RunSpec
+from distcifar.errors import ResourceError
+
+TRAINING = Holder("02000000", {"CPU": 4.0, "GPU": 4.0}, "python jobs/train.py resnet18", "raysubmit_Ab1")
+
+
+def test_who_holds_what_is_needed_is_named_with_the_command_that_frees_it():
+    words = waiting_words(Workers(8, 1, gpu=True), {"CPU": 16.0, "GPU": 8.0}, [TRAINING])
+    assert words == (
+        "Waiting for places: 8 worker(s) need 8 CPUs and 8 GPUs; the cluster has 16 CPUs of which 12 free, 8 GPUs of "
+        "which 4 free. Held: 4 CPUs and 4 GPUs by python jobs/train.py resnet18 (raysubmit_Ab1). To begin with fewer: "
+        "--workers 4. To free places: ray job stop raysubmit_Ab1"
+    )
+
+
+def test_what_a_program_has_left_behind_is_not_to_be_stopped_but_freed():
+    words = waiting_words(Workers(1, 1, gpu=False), {"CPU": 1.0}, [Holder("01000000", {"CPU": 1.0}, "x", ended=True)])
+    assert "by x (job 01000000), which has ended" in words
+    assert "doctor.py --address auto --fix" in words
+    assert "--workers" not in words
+
+
+def test_a_cluster_that_is_too_small_waits_for_nodes_whoever_holds_what():
+    workers = Workers(count=3, cpus=2, gpu=True)
+    assert not lacks(workers, {"CPU": 6.0, "GPU": 3.0})
+    assert lacks(workers, {"CPU": 6.0, "GPU": 2.0})
+    assert "too small until nodes join" in waiting_words(workers, {"CPU": 4.0}, [TRAINING])
+    assert not lacks(Workers(count=3, cpus=2, gpu=False, least=1), {"CPU": 2.0})
+
+
+def test_places_that_no_single_node_has_are_told():
+    words = waiting_words(Workers(1, 4, gpu=False), {"CPU": 4.0}, [])
+    assert "No node has room for a worker of 4 CPUs" in words
+
+
+def test_an_autoscaled_cluster_is_not_refused_for_what_it_does_not_have_yet():
+    spec = RunSpec(workers=8, address="host:6379", device="cuda", wait_minutes=10.0)
+    assert fit_workers(spec, {"CPU": 2.0}) == Workers(8, 1, gpu=True)
+    with pytest.raises(ResourceError, match="no GPU"):
+        fit_workers(RunSpec(workers=8, address="host:6379", device="cuda"), {"CPU": 2.0})
+
+
+def test_what_is_waited_for_is_told_after_a_while_once_and_not_for_ever(monkeypatch: pytest.MonkeyPatch):
+    clock, told = [0.0], []
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(waiting.ray, "cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(waiting, "holders", list)
+    monkeypatch.setattr(waiting, "is_waiting", lambda workers, have: True)
+    patience = Patience(Workers(2, 1, gpu=False), 1.0, told.append)
+    for second in range(60):
+        clock[0] = second
+        patience.look()
+        assert len(told) == (second >= waiting.PATIENCE_SECONDS)
+    patience.sign_of_life()
+    clock[0] = 70.0
+    patience.look()
+    with pytest.raises(ResourceError, match="No nodes have come for 1 minutes"):
+        for second in range(71, 140):
+            clock[0] = second
+            patience.look()
