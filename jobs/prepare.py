@@ -6,19 +6,19 @@ examples:
   python jobs/prepare.py mnist --source mnist --validation 6000    the four official gz files in a folder
   python jobs/prepare.py npz:own.npz --validation 500          arrays train_x, train_y (test_x, test_y, classes)
   python jobs/prepare.py photos --size 64 --validation 500     photos/CLASS/*.jpg, or photos/train/, photos/test/
+  python jobs/prepare.py cifar10 --root s3://bucket/data       for a cluster: each node takes its copy from there
   python jobs/prepare.py synthetic                             made up, for a first try without any data
 """
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from program import place, run_program
 
 from distcifar.config import DataConfig
-from distcifar.data.prepare import prepare
+from distcifar.data.shared import shared_data
 from distcifar.data.summary import print_summary
 
 
@@ -30,8 +30,8 @@ class Command:
     """cifar10, cifar100, mnist, fashion-mnist, synthetic, npz:FILE, or a directory with a folder per class."""
     source: str = ""
     """A local copy of an official set, instead of the download."""
-    root: Path = Path("data")
-    """Folder of all prepared data sets."""
+    root: str = "data"
+    """Folder of all prepared data sets; also a URL (s3://bucket/data) that the nodes of a cluster share."""
     validation: int = -1
     """Training images held out, stratified by class (-1: 5000, of synthetic 256)."""
     size: int = 0
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
         split_seed=command.split_seed,
         storage=command.storage,
     )
-    prepared = prepare(
-        config, Path(place(command.root)), command.source,
+    prepared = shared_data(
+        config, place(command.root), "", command.source,
         announce=print, repair=command.repair, max_broken=command.max_broken,
     )  # fmt: skip
     print_summary(prepared, seconds=time.monotonic() - start)

@@ -1,11 +1,15 @@
 """What a worker is told: plain values, without torch, that travel to other processes."""
 
+import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distcifar.config import Recipe, RunSpec
+from distcifar.data.shared import folder_here
+from distcifar.tracking.journal import append_event
 from distcifar.tracking.startup import Marks
 
 Listener = Callable[[dict[str, Any]], None]  # is given each metrics row, and each event
@@ -25,3 +29,12 @@ class Job:
     startup: Marks = field(default_factory=Marks.of_this_process)  # what the command has done until now
     measure: bool = True  # at the end the test images, once; else the run stays one that could go on
     gated: bool = False  # of a search: no epoch begins before it is allowed (sweeps/gate.py)
+
+    def data_here(self) -> Path:
+        """The folder of the betons on this machine, which may have to fetch them; the run's events tell of that."""
+
+        def tell(text: str) -> None:
+            with suppress(OSError):  # storage that is gone is told by what cannot go on without it
+                append_event(self.folder, "data", f"{platform.node()}: {text}")
+
+        return folder_here(self.recipe.data, self.spec.data_root, self.spec.data_copies, self.data, tell)

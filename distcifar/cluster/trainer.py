@@ -3,8 +3,9 @@
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
+from distcifar.cluster.interfaces import OnNodeInterface
 from distcifar.cluster.job import Job
 from distcifar.cluster.recorder import silence
 from distcifar.cluster.session import Workers
@@ -43,7 +44,7 @@ def make_trainer(job: Job, workers: Workers, attempt: str) -> TorchTrainer:
     return LeanTorchTrainer(
         train_worker,
         train_loop_config={"job": job, "listen": silence},
-        torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
+        torch_config=OnNodeInterface(backend="nccl" if workers.gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=(workers.least, workers.count) if workers.least else workers.count,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,

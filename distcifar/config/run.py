@@ -35,7 +35,9 @@ class RunSpec:
     runs: str = "runs"
     """Folder of all run directories; on a cluster a path that every node shares."""
     data_root: str = "data"
-    """Folder of the prepared data sets."""
+    """Folder of the prepared data sets; also a URL (s3://bucket/data), from which each node takes its own copy."""
+    data_copies: str = ""
+    """Folder on each node's own disk for copies of the data (empty: for a URL ~/.cache/distcifar/data, else none)."""
     source: str = ""
     """Where the raw data set lies (npz file, archive or folder), instead of a download."""
     workers: int = 0
@@ -56,6 +58,8 @@ class RunSpec:
     """Threads that prepare batches on a CPU (0: the worker's cores)."""
     deterministic: bool = False
     """Bitwise repeatable on the same hardware; slower on a GPU."""
+    balance: Literal["auto", "on", "off"] = "auto"
+    """Parts of a batch by the workers' measured speed; auto: where their GPUs are of different models."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the training step; auto: on a GPU, where the run is long enough to gain by it."""
     microbatch: int = 0

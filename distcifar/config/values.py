@@ -59,12 +59,9 @@ def require_ranges(value: Any, path: str, ranges: Mapping[str, Range]) -> None:
 def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Requires `value` to be one of `choices`."""
     choices = tuple(choices)
-    require(
-        value in choices,
-        f"{name} is {value!r}",
-        f"{name} must be one of {', '.join(choices)}",
-        did_you_mean(str(value), choices),
-    )
+    if value not in choices:  # only then: to look for the nearest one takes most of the time
+        found, rule = f"{name} is {value!r}", f"{name} must be one of {', '.join(choices)}"
+        raise ConfigError(found, rule, did_you_mean(str(value), choices))
 
 
 def value_of(kind: type[T], text: str, name: str) -> T:
@@ -111,12 +108,10 @@ def from_dict(cls: type[T], data: Any, path: str = "") -> T:
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in data:
-        require(
-            key in known,
-            f"{where} has the key {key!r}",
-            f"{cls.__name__} has no such field",
-            did_you_mean(key, known),
-        )
+        if key not in known:  # only then: to look for the nearest name takes nine tenths of the time
+            raise ConfigError(
+                f"{where} has the key {key!r}", f"{cls.__name__} has no such field", did_you_mean(key, known)
+            )
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         require(optional or f.name in data, f"{where} lacks {f.name}", f"{cls.__name__} needs it", "Add it")

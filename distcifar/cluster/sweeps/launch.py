@@ -18,7 +18,7 @@ from distcifar.cluster.sweeps.shipping import Trials
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.space import Point, Space
 from distcifar.config.sweep import MODEL_BASED, SweepSpec
-from distcifar.data.prepare import prepare
+from distcifar.data.shared import shared_data
 from distcifar.sweep.folder import SWEEP, Result, Sweep, trial_of, write_sweep
 from distcifar.sweep.plan import planned_points
 from distcifar.sweep.ranking import Confirmed, Ranked, Trial
@@ -28,7 +28,7 @@ from distcifar.sweep.winner import ranked_trials
 def open_sweep(recipe: Recipe, space: Space, spec: SweepSpec, run: RunSpec, announce: Announce) -> Sweep:
     """The search, of what `checked_search` has checked: its data prepared, its folder not yet written."""
     folder = Path(run.runs).absolute() / (run.name or f"sweep-{recipe.name}")
-    data = prepare(recipe.data, Path(run.data_root).absolute(), run.source, announce=announce)
+    data = shared_data(recipe.data, run.data_root, run.data_copies, run.source, announce=announce)
     run = replace(run, name="", runs="", resume="auto", keep_last=_kept(spec), keep_best=0)
     return Sweep(folder, recipe, space, spec, run, data.folder, data.digest)
 

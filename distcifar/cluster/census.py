@@ -1,0 +1,187 @@
+"""A running cluster looked at: what each node says, clocks, what dead drivers have left, secrets in clear text."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray.core.generated import common_pb2, gcs_pb2
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distcifar.cluster.session import connected
+from distcifar.config import RunSpec
+from distcifar.errors import ResourceError
+
+NODE_SECONDS = 90.0  # in which a node must have answered: it starts a process that imports torch
+CLOCK_SECONDS = 10.0  # for one question to a node that has answered before
+CLOCK_TRIES = 5  # of which the one with the shortest way there and back counts
+LOST = (common_pb2.NodeDeathInfo.UNEXPECTED_TERMINATION, common_pb2.NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)
+GONE = gcs_pb2.PlacementGroupTableData.REMOVED
+DEAD = gcs_pb2.ActorTableData.DEAD
+Names = Callable[[str], list[str]]  # the names of what looks like a secret in a JSON document
+
+
+@contextmanager
+def visiting(address: str) -> Iterator[None]:
+    """A connection to the cluster at `address`. Raises ResourceError: no answer, no token, other versions."""
+    entered = False
+    try:
+        with connected(RunSpec(address=address), 0):
+            entered = True
+            yield
+    except (RuntimeError, ConnectionError, ray.exceptions.RayError) as reason:
+        if entered:
+            raise
+        raise _refusal(address, reason) from reason
+
+
+def _refusal(address: str, reason: BaseException) -> ResourceError:
+    text, cause = str(reason), reason.__cause__ or reason.__context__
+    while cause is not None:  # Ray says why only in what led to its own exception
+        text, cause = f"{text}\n{cause}", cause.__cause__ or cause.__context__
+    if "AuthenticationError" in text or "InvalidAuthToken" in text:
+        remedy = "export RAY_AUTH_MODE=token, and copy the head's ~/.ray/auth_token here (mode 600)"
+        return ResourceError(f"The head at {address} takes no connection without its token", "It asks for one", remedy)
+    rule = "Ray and Python must have the same versions on all machines, and the head must answer"
+    return ResourceError(
+        f"The head at {address} refuses: {text.strip().splitlines()[0]}", rule, "make setup here and there"
+    )
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes that there are or were: {"id", "address", "host", "alive", "died": why, "" if on purpose}."""
+    return [
+        {
+            "id": node["NodeID"],
+            "address": node["NodeManagerAddress"],
+            "host": node["NodeManagerHostname"],
+            "alive": node["Alive"],
+            "died": node["DeathReasonMessage"] or "lost" if node["DeathReason"] in LOST else "",
+        }
+        for node in ray.nodes()
+    ]
+
+
+def on_each_node(function: Callable[..., Any], *words: Any, seconds: float = NODE_SECONDS) -> dict[str, Any]:
+    """What `function(*words)` gives on each living node, by its id; {"problem": why} where there is no answer."""
+    asked = {_on(node["id"], function, *words): node["id"] for node in nodes() if node["alive"]}
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
+    answers: dict[str, Any] = {asked[answer]: {"problem": f"no answer in {seconds:.0f} s"} for answer in late}
+    for answer in late:
+        ray.cancel(answer, force=True)
+    for answer in ready:
+        try:
+            answers[asked[answer]] = ray.get(answer)
+        except ray.exceptions.RayError as reason:  # it died, or its Python does not have this package
+            answers[asked[answer]] = {"problem": str(reason).strip().splitlines()[-1]}
+    return answers
+
+
+def _on(node: str, function: Callable[..., Any], *words: Any) -> Any:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(function)
+    return task.remote(*words)
+
+
+def clock_skews(ids: Iterable[str], seconds: float = CLOCK_SECONDS) -> dict[str, Any]:
+    """For each of these nodes {"skew", "uncertainty"} against this machine's clock, in seconds; or {"problem"}."""
+
+    def asked(node: str) -> dict[str, Any]:
+        try:
+            return clock_skew(lambda: ray.get(_on(node, _now), timeout=seconds))
+        except ray.exceptions.RayError as reason:
+            return {"problem": str(reason).strip().splitlines()[-1]}
+
+    return {node: asked(node) for node in ids}
+
+
+def _now() -> float:
+    return time.time()
+
+
+def clock_skew(ask: Callable[[], float], clock: Callable[[], float] = time.time) -> dict[str, float]:
+    """How far the clock behind `ask` is ahead, as NTP does it: its time against the middle of the way there and back.
+
+    The skew is wrong by at most half of that way's seconds ("uncertainty"). The shortest of several ways counts.
+    """
+    tries = []
+    for _ in range(CLOCK_TRIES):
+        begun, there, ended = clock(), ask(), clock()
+        tries.append((ended - begun, there - (begun + ended) / 2))
+    way, skew = min(tries)
+    return {"skew": skew, "uncertainty": way / 2}
+
+
+def leaks() -> dict[str, Any]:
+    """What outlived its driver: {"groups": [{"id", "name", "resources"}], "actors": [{"id", "name", ...}]}.
+
+    Ray's own lasting actors (of jobs, Serve, Ray Data) are none; those of Ray Train are: they guard one training.
+    """
+    accessor = state._connect_and_get_accessor()
+    dead = {job.job_id for job in _jobs() if job.is_dead}
+    groups = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+    actors = map(gcs_pb2.ActorTableData.FromString, accessor.get_actor_table(None, None))
+    return {
+        "groups": [_group(group) for group in groups if group.state != GONE and group.creator_job_id in dead],
+        "actors": [
+            _actor(actor)
+            for actor in actors
+            if actor.is_detached and actor.state != DEAD and actor.job_id in dead and not _is_rays_own(actor)
+        ],
+    }
+
+
+def _jobs() -> list[Any]:
+    table = state._connect_and_get_accessor().get_job_table(
+        skip_submission_job_info_field=False, skip_is_running_tasks_field=True
+    )
+    return [gcs_pb2.JobTableData.FromString(job) for job in table]
+
+
+def _group(group: Any) -> dict[str, Any]:
+    held: dict[str, float] = {}
+    for bundle in group.bundles:
+        for name, amount in bundle.unit_resources.items():
+            held[name] = held.get(name, 0.0) + amount
+    return {"id": group.placement_group_id.hex(), "name": group.name, "resources": held}
+
+
+def _actor(actor: Any) -> dict[str, Any]:
+    return {
+        "id": actor.actor_id.hex(),
+        "name": actor.name,
+        "namespace": actor.ray_namespace,
+        "class": actor.class_name,
+        "resources": dict(actor.required_resources),
+    }
+
+
+def _is_rays_own(actor: Any) -> bool:
+    module = actor.function_descriptor.python_function_descriptor.module_name
+    return module.startswith("ray.") and not module.startswith("ray.train.")
+
+
+def remove_leaks(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Removes what `leaks` has found, each told before; what has gone meanwhile is passed over."""
+    for group in found["groups"]:
+        say(f"Removing placement group {group['name'] or group['id'][:12]}, which holds {group['resources']}")
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group["id"]))))
+    for actor in found["actors"]:
+        say(f"Ending detached actor {actor['name'] or actor['id'][:12]} ({actor['class']})")
+        try:
+            ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+        except ValueError as reason:
+            say(f"It could not be ended: {reason}")
+
+
+def secrets_of_jobs(secret_names: Names) -> list[dict[str, Any]]:
+    """Jobs, also past ones, whose runtime_env has secrets in clear text: {"job", "names"}. Their values stay here."""
+    found = []
+    for job in _jobs():
+        documents = (job.config.runtime_env_info.serialized_runtime_env, job.job_info.runtime_env_json)
+        if names := {name for document in documents for name in secret_names(document)}:
+            found.append({"job": job.job_id.hex(), "names": sorted(names)})
+    return found

@@ -1,0 +1,69 @@
+"""Checks this machine, or a whole Ray cluster: says what is wrong, why it matters, and how to mend it.
+
+examples:
+  python jobs/doctor.py                              this machine
+  python jobs/doctor.py --address 10.0.0.1:6379      each node of a cluster too (inside a Ray job: by itself)
+  python jobs/doctor.py --runs /mnt/runs --fix       storage of another folder; mends what can be mended safely
+  python jobs/doctor.py --json > doctor.json         one JSON document, for programs and bug reports
+
+exit codes: 0 healthy or only warnings, 1 an error was found, 2 the command line was not understood
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from program import run_program
+from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to look at."""
+
+    address: str = ""
+    """HOST:PORT of a running head, whose nodes are checked too (default: $RAY_ADDRESS)."""
+    runs: Path = Path("runs")
+    """Folder of runs, whose storage is tried."""
+    data_root: Path = Path("data")
+    """Folder of prepared data, whose storage is tried."""
+    working_dir: Path = Path(__file__).parents[1]
+    """What `ray job submit --working-dir` would upload: searched for secrets, and for its size."""
+    fix: bool = False
+    """Mend what can be mended safely, each act told; then look again."""
+    json: bool = False
+    """Print one JSON document and nothing else."""
+    debug: bool = False
+    """Show tracebacks of mistakes."""
+
+
+def main(argv: list[str]) -> int:
+    """Looks, mends if asked to, shows; returns the exit code."""
+    chosen = tyro.cli(Command, args=argv, description=__doc__, prog="doctor.py", config=(tyro.conf.FlagCreatePairsOff,))
+    from distcifar.doctor.examine import examine
+    from distcifar.doctor.findings import exit_code
+    from distcifar.doctor.fixes import fix
+    from distcifar.doctor.gather import Place
+    from distcifar.doctor.screen import show
+
+    console, aside = Console(highlight=False), Console(stderr=True, highlight=False, markup=False)
+    folders = {"runs": chosen.runs.absolute(), "data": chosen.data_root.absolute()}
+    temp = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")  # as Ray chooses it
+    place = Place(dict(os.environ), Path.home(), folders, chosen.working_dir.absolute(), temp)
+    of_job = os.environ.get("RAY_ADDRESS", "")
+    address = chosen.address or (of_job if "://" not in of_job else "")  # http:// is where jobs are submitted
+    report = examine(place, address, aside.print)
+    fixed = fix(report.findings, place, address, aside.print) if chosen.fix else []
+    report = examine(place, address, aside.print) if fixed else report
+    if chosen.json:
+        json.dump(report.document(fixed), sys.stdout, indent=2)
+    else:
+        show(report.findings, console)
+    return exit_code(report.findings)
+
+
+if __name__ == "__main__":
+    run_program(main)

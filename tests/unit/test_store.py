@@ -1,0 +1,68 @@
+"""Files at a URL: whole or not at all, also over a line that is cut."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distcifar.errors import StorageError
+from distcifar.store import Store, is_url
+from tests.support.object_store import ObjectStore, object_store
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[ObjectStore]:
+    with object_store() as found:
+        yield found
+
+
+@pytest.fixture(params=["s3", "file"])
+def store(request: pytest.FixtureRequest, s3: ObjectStore, tmp_path: Path) -> Store:
+    return Store(s3.url(tmp_path.name) if request.param == "s3" else (tmp_path / "store").as_uri())
+
+
+def test_a_url_is_told_from_a_path():
+    assert [is_url(place) for place in ("s3://b/x", "file:///x", "/x", "x", Path("s3"))] == [True, True] + 3 * [False]
+
+
+def test_what_is_written_is_read_listed_and_deleted(store: Store, tmp_path: Path):
+    (tmp_path / "big").write_bytes(bytes(range(256)) * 40_000)
+    store.write("a/b.txt", b"one")
+    store.write("a/b.txt", b"other")
+    store.write("big", tmp_path / "big")
+    assert store.read("a/b.txt") == b"other"
+    assert store.read_at("big", 255, 3) == b"\xff\x00\x01"
+    assert {name: found.size for name, found in store.listing().items()} == {"a/b.txt": 5, "big": 256 * 40_000}
+    assert store.below("a").read("b.txt") == b"other"
+    store.delete("a/b.txt")
+    store.delete("a/b.txt")
+    assert store.read("a/b.txt") is None
+    assert set(store.listing()) == {"big"}
+    assert pickle.loads(pickle.dumps(store)).read_at("big", 0, 2) == b"\x00\x01"
+
+
+def test_an_empty_place_has_nothing(store: Store):
+    assert store.listing() == {}
+    assert store.read("x") is None
+
+
+def test_a_cut_connection_is_tried_again(s3: ObjectStore):
+    content = bytes(range(256)) * 20_000
+    store = Store(s3.url("cut", over_line=True), pause=0.01)
+    store.write("x", content)
+    s3.line.cut_after, s3.line.cuts = [100_000, 300_000], 0
+    assert store.read("x") == content
+    assert s3.line.cuts >= 1
+
+
+def test_a_place_that_does_not_answer_is_told_with_its_address(s3: ObjectStore):
+    s3.line.down = True
+    try:
+        with pytest.raises(StorageError, match=r"s3://bucket/down/x: .*answers within 1 tries.*credentials"):
+            Store(s3.url("down", over_line=True), tries=1).read("x")
+    finally:
+        s3.line.down = False
+    for wrong in ("nothing://here", "s3://bucket/a[b]"):
+        with pytest.raises(StorageError, match="is no place for files"):
+            Store(wrong).listing()
