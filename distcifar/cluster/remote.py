@@ -3,6 +3,7 @@
 import queue
 import threading
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -11,6 +12,7 @@ from ray.exceptions import RayActorError
 
 from distcifar.cluster.aside import Answer, answer_of
 from distcifar.cluster.job import Announce, Job, Listener
+from distcifar.cluster.plain_words import in_plain_words
 from distcifar.cluster.session import Workers, ray_session
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
 from distcifar.cluster.waiting import Patience
@@ -80,20 +82,29 @@ def fit_workers(job: Job, workers: Workers) -> Any:
 
 
 def own_error(error: BaseException) -> BaseException:
-    """What to tell of a failed fit(): a worker's DistcifarError, or in short what each worker raised."""
+    """What to tell of a failed fit(): a worker's DistcifarError, known words for its cause, or what each has raised."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     causes = [cause for failure in failures.values() for cause in (failure, failure.__cause__)]
     own = next((cause for cause in causes if isinstance(cause, DistcifarError)), None)
-    if own is not None or not failures:
-        return own or error
+    if own is not None:
+        return own
+    told = next(filter(None, map(in_plain_words, [*failures.values(), error])), None) or _told(failures)
+    if told is None:
+        return error
+    told.__cause__ = error
+    return told
+
+
+def _told(failures: Mapping[int, BaseException]) -> RunError | None:
+    """What the workers have raised, in short; None where it was not they who failed."""
+    if not failures:
+        return None
     words = "; ".join(f"rank {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items()))
-    summary = RunError(
+    return RunError(
         f"The workers failed more often than --max-failures allows, at last with {words}",
         "A run whose workers keep failing is given up",
         "Mend the cause and type the same command to go on; --debug shows the whole traceback",
     )
-    summary.__cause__ = error
-    return summary
 
 
 def _last_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from distcifar.cluster import ENVIRONMENT
+from distcifar.cluster.plain_words import in_plain_words
 from distcifar.config import RunSpec
 from distcifar.errors import ResourceError
 
@@ -48,11 +49,16 @@ def connected(spec: RunSpec, num_cpus: int) -> Iterator[None]:
     environment = dict(ENVIRONMENT)
     options: dict[str, Any] = {"log_to_driver": spec.verbose, "runtime_env": {"env_vars": environment}}
     options["logging_level"] = logging.INFO if spec.verbose else logging.ERROR
-    if spec.address:
-        require_head(spec.address)
-        ray.init(address=spec.address, **options)
-    else:
-        start_head(num_cpus=num_cpus, **options)
+    try:
+        if spec.address:
+            require_head(spec.address)
+            ray.init(address=spec.address, **options)
+        else:
+            start_head(num_cpus=num_cpus, **options)
+    except (RuntimeError, OSError, ray.exceptions.RayError) as error:
+        if (plain := in_plain_words(error)) is not None:
+            raise plain from error
+        raise
     try:
         yield
     finally:
