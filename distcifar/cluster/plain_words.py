@@ -33,7 +33,7 @@ TRANSLATIONS = (
     ),
     Translation(
         r"Gloo connect\w+ failed|DistStoreError|DistNetworkError|ncclSystemError|ncclRemoteError"
-        r"|NCCL (error|Error).*(connect|socket|timed? ?out)|(TCPStore|c10d).*(timed out|failed to connect|refused|reset)",
+        r"|NCCL (error|Error).*(connect|socket|timed? ?out)|(TCPStore|c10d).*(timed out|failed to connect|refused)",
         "The ranks cannot reach each other over the network",
         "Every node must reach every other one on all ports, by the address that Ray knows it by",
         "Open the nodes' firewalls to each other, or name the interface: GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME "

@@ -15,7 +15,7 @@ from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.plain_words import in_plain_words
 from distcifar.cluster.session import Workers, ray_session
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
-from distcifar.cluster.waiting import Patience
+from distcifar.cluster.waiting import Lookout, Patience, warn_of_leaks
 from distcifar.errors import DistcifarError, RunError
 from distcifar.tracking.journal import JournalFollower, append_event
 
@@ -51,6 +51,7 @@ def _fit_once(job: Job, listen: Listener, announce: Announce) -> Any:
     with ray_session(job.spec) as workers, stop_on_signals(StopRequest(job.folder), announce):
         loading.join()
         job = replace(job, startup=job.startup.ended("Ray"))
+        warn_of_leaks(announce)
         announce(f"{workers.count} worker(s) with {workers.cpus} CPU(s)" + " and a GPU" * workers.gpu)
         return _followed(job, workers, answer_of(lambda: fit_workers(job, workers)), listen, announce)
 
@@ -58,7 +59,7 @@ def _fit_once(job: Job, listen: Listener, announce: Announce) -> Any:
 def _followed(job: Job, workers: Workers, answer: Answer, listen: Listener, announce: Announce) -> Any:
     """Tells the journal's new rows until there is an answer; and what the workers wait for where they do."""
     follower, result = JournalFollower(job.folder), None
-    patience = Patience(workers, job.spec.wait_minutes, announce)
+    patience, lookout = Patience(workers, job.spec.wait_minutes, announce), Lookout()
     while result is None:
         try:
             result = answer.get(timeout=FOLLOW_SECONDS)
@@ -68,6 +69,8 @@ def _followed(job: Job, workers: Workers, answer: Answer, listen: Listener, anno
             listen(row)
             patience.sign_of_life()
         if result is None:
+            for words in lookout.lost():
+                append_event(job.folder, "node lost", words)
             patience.look()
     return result
 

@@ -74,6 +74,39 @@ class Patience:
             )
 
 
+class Lookout:
+    """Notices nodes that the cluster loses while a run goes on."""
+
+    def __init__(self) -> None:
+        self._alive, self._look = set(addresses(ray.nodes())), time.monotonic()
+
+    def lost(self) -> list[str]:
+        """A sentence for each node that is lost since the last look, which is seconds ago."""
+        now = time.monotonic()
+        if now - self._look < LOOK_SECONDS:
+            return []
+        self._look = now
+        nodes = ray.nodes()
+        alive = addresses(nodes)
+        reasons = {node["NodeID"]: node.get("DeathReasonMessage") or "" for node in nodes}
+        gone = {node: address for node, address in addresses(nodes, alive=False).items() if node in self._alive}
+        self._alive = set(alive)
+        return [f"{address} does not answer any more{_why(reasons[node])}" for node, address in gone.items()]
+
+
+def addresses(nodes: Sequence[Mapping[str, Any]], *, alive: bool = True) -> dict[str, str]:
+    """By node, host and address of those that live, or do not."""
+    return {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in nodes
+        if node["Alive"] == alive
+    }
+
+
+def _why(reason: str) -> str:
+    return f": {reason.split('. ')[0].strip().rstrip('.')}" if reason.strip() else ""
+
+
 def lacks(workers: Workers, have: Mapping[str, float]) -> bool:
     """Whether a cluster with the resources `have` is too small for `workers`, whoever holds what of it."""
     count = workers.least or workers.count
@@ -96,6 +129,14 @@ def waiting_words(workers: Workers, have: Mapping[str, float], held: Sequence[Ho
     fewer = f"To begin with fewer: --workers {places}. " if places > 0 else ""
     remedies = " or ".join(dict.fromkeys(holder.remedy for holder in taking))
     return f"{words} Held: {'; '.join(map(str, taking))}. {fewer}To free places: {remedies}"
+
+
+def warn_of_leaks(announce: Callable[[str], None]) -> None:
+    """Tells of places that programs which have ended still hold, before the first that lacks them waits."""
+    held = [holder for holder in holders() if holder.ended]
+    if held:
+        told = "; ".join(map(str, held))
+        announce(f"Places are held by nobody: {told}. {held[0].remedy}")
 
 
 def is_waiting(workers: Workers, have: Mapping[str, float]) -> bool:

@@ -1,6 +1,7 @@
 """The end of a search: ranking.json, and its winner as a recipe file that jobs/train.py takes."""
 
 import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -75,12 +76,31 @@ def write_ending(sweep: Sweep, ending: Ending, export: str = "") -> list[Path]:
             "A winner is the best of those that have",
             f"Look into {sweep.folder}/results.jsonl, and change the space",
         )
-    write_json(sweep.folder / RANKING, asdict(ending))
+    require_exportable(export)
     paths = [sweep.folder / BEST] + ([Path(export).with_suffix(".json")] if export else [])
     recipe = best_recipe(sweep, ending, Path(export).stem if export else f"{sweep.recipe.name}-best")
-    for path in paths:
-        write_json(path, to_dict(recipe))
+    try:
+        write_json(sweep.folder / RANKING, asdict(ending))
+        for path in paths:
+            write_json(path, to_dict(recipe))
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or sweep.folder} cannot be written: {error.strerror or error}",
+            "The end of a search is ranking.json and its winner's recipe file",
+            f"Make room, then: python jobs/best.py {sweep.folder}",
+        ) from error
     return [sweep.folder / RANKING, *paths]
+
+
+def require_exportable(export: str) -> None:
+    """Raises StorageError where EXPORT.json cannot be written: better before a search than after it."""
+    folder = Path(export).absolute().parent
+    if export and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise StorageError(
+            f"--export is {export!r}, and {folder} {'cannot be written' if folder.exists() else 'does not exist'}",
+            "The winner's recipe file goes into a folder that is there",
+            "Make that folder, or give another NAME",
+        )
 
 
 def best_recipe(sweep: Sweep, ending: Ending, name: str) -> Recipe:

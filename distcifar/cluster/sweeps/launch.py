@@ -22,11 +22,12 @@ from distcifar.data.shared import shared_data
 from distcifar.sweep.folder import SWEEP, Result, Sweep, trial_of, write_sweep
 from distcifar.sweep.plan import planned_points
 from distcifar.sweep.ranking import Confirmed, Ranked, Trial
-from distcifar.sweep.winner import ranked_trials
+from distcifar.sweep.winner import ranked_trials, require_exportable
 
 
 def open_sweep(recipe: Recipe, space: Space, spec: SweepSpec, run: RunSpec, announce: Announce) -> Sweep:
     """The search, of what `checked_search` has checked: its data prepared, its folder not yet written."""
+    require_exportable(spec.export)
     folder = Path(run.runs).absolute() / (run.name or f"sweep-{recipe.name}")
     data = shared_data(recipe.data, run.data_root, run.data_copies, run.source, announce=announce)
     run = replace(run, name="", runs="", resume="auto", keep_last=_kept(spec), keep_best=0)

@@ -65,3 +65,33 @@ def test_what_is_waited_for_is_told_after_a_while_once_and_not_for_ever(monkeypa
         for second in range(71, 140):
             clock[0] = second
             patience.look()
+
+
+def test_a_node_that_is_lost_is_told_once_with_its_reason(monkeypatch: pytest.MonkeyPatch):
+    def node(name: str, *, alive: bool, reason: str = "") -> dict[str, object]:
+        return {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1", "Alive": alive,
+                "DeathReasonMessage": reason}  # fmt: skip
+
+    clock = [0.0]
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
+    now = [node("a", alive=True), node("b", alive=True), node("old", alive=False)]
+    monkeypatch.setattr(waiting.ray, "nodes", lambda: now)
+    lookout = waiting.Lookout()
+    now[1] = node("b", alive=False, reason="health check failed. And more")
+    assert lookout.lost() == [], "it was looked at just now"
+    clock[0] = 10.0
+    assert lookout.lost() == ["b (10.0.0.1) does not answer any more: health check failed"]
+    clock[0] = 20.0
+    assert lookout.lost() == []
+
+
+def test_places_that_nobody_uses_are_told_before_the_start(monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    left = Holder("01000000", {"CPU": 2.0}, "python sweep.py", ended=True)
+    monkeypatch.setattr(waiting, "holders", lambda: [TRAINING, left])
+    waiting.warn_of_leaks(told.append)
+    assert len(told) == 1
+    assert "2 CPUs by python sweep.py (job 01000000), which has ended" in told[0]
+    monkeypatch.setattr(waiting, "holders", lambda: [TRAINING])
+    waiting.warn_of_leaks(told.append)
+    assert len(told) == 1

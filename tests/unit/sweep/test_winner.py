@@ -9,7 +9,14 @@ from distcifar.errors import StorageError
 from distcifar.recipes import read_recipe
 from distcifar.sweep.folder import Results
 from distcifar.sweep.ranking import Confirmed
-from distcifar.sweep.winner import best_recipe, ending_of, known_confirmed, ranked_trials, write_ending
+from distcifar.sweep.winner import (
+    best_recipe,
+    ending_of,
+    known_confirmed,
+    ranked_trials,
+    require_exportable,
+    write_ending,
+)
 from tests.unit.sweep.sweeps import made_up
 
 
@@ -65,3 +72,22 @@ def test_a_search_without_a_result_has_no_winner(tmp_path):
     assert not Results(made.sweep.folder).all
     with pytest.raises(StorageError, match="No trial of 's'"):
         write_ending(made.sweep, ended(made))
+
+
+def test_a_place_that_cannot_take_the_recipe_file_is_refused_before_the_search(tmp_path):
+    require_exportable("")
+    require_exportable(str(tmp_path / "mine"))
+    with pytest.raises(StorageError, match=r"--export is '.*nowhere/mine'.*does not exist"):
+        require_exportable(str(tmp_path / "nowhere" / "mine"))
+
+
+def test_a_disk_that_refuses_the_end_is_one_message(tmp_path, monkeypatch):
+    found = made_up(tmp_path / "a")
+    trials, ranked = ranked_trials(found.sweep, ())
+
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("distcifar.sweep.winner.write_json", full)
+    with pytest.raises(StorageError, match=r"ranking\.json cannot be written: No space left on device.*jobs/best\.py"):
+        write_ending(found.sweep, ending_of(found.sweep, trials, ranked, []))
