@@ -6,8 +6,9 @@ An object is there whole or not at all; several of them become valid together by
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from distcifar.errors import StorageError
 
@@ -69,19 +70,23 @@ class Store:
 
         return self._again(name, action)
 
-    def write(self, name: str, content: bytes | Path) -> None:
-        """`content`, or the file's, as the object `name`; the older one is there until the new one is whole."""
+    def write(self, name: str, content: bytes | Path | BinaryIO) -> None:
+        """`content`, or the file's, as the object `name`; the older one is there until the new one is whole.
+
+        An open file may lose its name meanwhile. Raises FileNotFoundError for a path without a file.
+        """
+        if isinstance(content, Path):
+            with open(content, "rb") as file:
+                return self.write(name, file)
 
         def action(system: "FileSystem", path: str) -> None:
+            source = BytesIO(content) if isinstance(content, bytes) else content
+            source.seek(0)
             if system.type_name == "local":
                 system.create_dir(path.rpartition("/")[0])
             with system.open_output_stream(path) as stream:
-                if isinstance(content, bytes):
-                    stream.write(content)
-                    return
-                with open(content, "rb") as file:
-                    while chunk := file.read(CHUNK):
-                        stream.write(chunk)
+                while chunk := source.read(CHUNK):
+                    stream.write(chunk)
 
         self._again(name, action)
 
@@ -91,6 +96,17 @@ class Store:
         def action(system: "FileSystem", path: str) -> None:
             if system.get_file_info(path).is_file:
                 system.delete_file(path)
+
+        self._again(name, action)
+
+    def delete_below(self, name: str) -> None:
+        """Removes all objects whose names begin with `name`/."""
+
+        def action(system: "FileSystem", path: str) -> None:
+            try:
+                system.delete_dir(path)
+            except FileNotFoundError:
+                return
 
         self._again(name, action)
 

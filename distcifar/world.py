@@ -43,10 +43,14 @@ class World:
 
     def first(self, value: T | None) -> T | None:
         """The value of the lowest rank that has one, on every rank; None if none has. Values are pickled."""
-        values: list[T | None] = [value] * self.size
+        return next((found for found in self.each(value) if found is not None), None)
+
+    def each(self, value: T) -> list[T]:
+        """The values of all ranks in their order, on every rank. Values are pickled."""
+        values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
-        return next((found for found in values if found is not None), None)
+        return values
 
     def broadcast(self, values: Tensor) -> Tensor:
         """Rank 0's `values` on every rank, in place."""

@@ -1,7 +1,7 @@
 """Recipe and RunSpec as flags of a command line, without the fields that are not for it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,6 +15,18 @@ class RecipeFlags(Recipe):
     name: tyro.conf.Suppress[str]
     description: tyro.conf.Suppress[str] = ""
     reported_accuracy: tyro.conf.Suppress[float | None] = None
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """What to train, and where and how."""
+
+    recipe: Annotated[RecipeFlags, tyro.conf.arg(name="")]
+    run: Annotated[RunSpec, tyro.conf.arg(name="")]
+    estimate: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train nothing: measure a few steps, and say what the training would take in time, memory, disk and money."""
+    prices: str = ""
+    """--estimate: another price table (a JSON file, as distcifar/cluster/prices.json)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,17 +9,18 @@ examples:
   python jobs/train.py quick --resume runs/a --branch --name b --optim.lr 0.01    from a's newest checkpoint on
   python jobs/train.py quick --resume wandb:team/distcifar/a-3fa9c2   a run of another machine, with nothing but W&B
   python jobs/train.py runs/a/best.json                    a recipe file: what a search has found (jobs/tune.py)
+  python jobs/train.py resnet18 --estimate --workers 2     what it would take: time, memory, disk, money
   python jobs/train.py RECIPE --help                       every field with its meaning
 """
 
 import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
 
 import tyro
-from flags import RecipeFlags
+from estimating import show_estimate
+from flags import RecipeFlags, TrainCommand
 from program import INTERRUPTED, command, from_environment, run_program
 
 from distcifar.cluster import ENVIRONMENT
@@ -28,16 +29,8 @@ from distcifar.config.run import spelled_out
 from distcifar.recipes import RECIPES, get_recipe, read_recipe
 
 
-@dataclass(frozen=True)
-class Command:
-    """What to train, and where and how."""
-
-    recipe: Annotated[RecipeFlags, tyro.conf.arg(name="")]
-    run: Annotated[RunSpec, tyro.conf.arg(name="")]
-
-
-def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
-    """Recipe and run specification from the command line; --help and unreadable words end the program."""
+def parse(argv: list[str]) -> tuple[Recipe, RunSpec, TrainCommand]:
+    """Recipe, run specification and all else of the command line; --help and unreadable words end the program."""
     if not argv or argv[0].startswith("-"):
         print(__doc__, "\nrecipes:", file=sys.stderr if not argv else sys.stdout)
         for name, recipe in RECIPES.items():
@@ -46,18 +39,20 @@ def parse(argv: list[str]) -> tuple[Recipe, RunSpec]:
     named = read_recipe(Path(argv[0])) if argv[0].endswith(".json") else get_recipe(argv[0])
     flags = RecipeFlags(**{field.name: getattr(named, field.name) for field in fields(named)})
     chosen = tyro.cli(
-        Command, args=spelled_out(argv[1:]), default=Command(flags, RunSpec()), prog=f"train.py {named.name}",
+        TrainCommand, args=spelled_out(argv[1:]), default=TrainCommand(flags, RunSpec()), prog=f"train.py {named.name}",
         description=named.description,
     )  # fmt: skip
     recipe = Recipe(**{field.name: getattr(chosen.recipe, field.name) for field in fields(Recipe)})
-    return recipe, from_environment(chosen.run)
+    return recipe, from_environment(chosen.run, recipe), chosen
 
 
 def main(argv: list[str]) -> int:
-    recipe, spec = parse(argv)
+    recipe, spec, chosen = parse(argv)
     environment = dict(os.environ)
     os.environ.pop("WANDB_API_KEY", None)  # it is for the process that speaks with W&B, not for Ray's
     os.environ.update(ENVIRONMENT)
+    if chosen.estimate:
+        return show_estimate(recipe, spec, chosen.prices, argv)
     from distcifar.cluster.launch import launch
     from distcifar.tracking.console import Display, result_table
 

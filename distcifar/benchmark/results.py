@@ -50,6 +50,7 @@ class Comparison:
     more_is_better: bool = True
     goals: tuple[Goal, ...] = ()
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)  # for other programs
 
     def line(self, name: str) -> Line:
         """The line of that name."""
@@ -88,6 +89,7 @@ class Comparison:
             ],
             "goals": [{**vars(goal), **self.judged(goal)} for goal in self.goals],
             "notes": list(self.notes),
+            "facts": dict(self.facts),
         }
 
     def judged(self, goal: Goal) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from distcifar.benchmark import checks, growth, loader, saving, scaling, speedrun, startup, step, tracking
+from distcifar.benchmark import checks, growth, loader, saving, scaling, simulation, speedrun, startup, step, tracking
 from distcifar.benchmark.place import Place
 from distcifar.benchmark.plot import draw
 from distcifar.benchmark.results import Comparison, document
@@ -27,6 +27,7 @@ MEASURE: dict[Part, Callable[[Place], list[Comparison]]] = {
     "growth": growth.growth,
     "saving": saving.saving,
     "tracking": tracking.tracking,
+    "simulation": simulation.simulation,
 }
 
 

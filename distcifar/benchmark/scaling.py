@@ -3,7 +3,7 @@
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def scaling(place: Place) -> list[Comparison]:
     notes = [f"{recipe.name}; {batch} images; {threads} thread(s) for each worker, however many there are."]
     notes += efficiencies(lines)
     notes += predictions(medians(observed), batches={GLOBAL: batch, LOCAL: batch})
-    return [Comparison("Workers", "images/s", tuple(lines), notes=tuple(notes))]
+    facts = {"step_time": asdict(fit_step_time(medians(observed)))}  # jobs/train.py --estimate reads it
+    return [Comparison("Workers", "images/s", tuple(lines), notes=tuple(notes), facts=facts)]
 
 
 def medians(observed: Sequence[Observation]) -> list[Observation]:

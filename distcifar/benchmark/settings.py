@@ -5,7 +5,7 @@ from typing import Literal
 
 from distcifar.config.values import Range, conform, require_ranges
 
-Part = Literal["loader", "step", "startup", "scaling", "speedrun", "growth", "saving", "tracking"]
+Part = Literal["loader", "step", "startup", "scaling", "speedrun", "growth", "saving", "tracking", "simulation"]
 RANGES = {
     "rounds": Range(1, 1000),
     "threads": Range(0, 1024),

@@ -25,13 +25,18 @@ def collect_facts(spec: RunSpec, data_folder: Path, data_digest: str) -> dict[st
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "hardware": {
-            "host": platform.node(),
-            "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "memory_bytes": psutil.virtual_memory().total,
-            "gpus": _gpus(),
-        },
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """What this machine is. No library for GPUs is imported."""
+    return {
+        "host": platform.node(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": _gpus(),
     }
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from distcifar.cluster.facts import collect_facts
+from distcifar.cluster.figures import foretold
 from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.run_folder import claim_run, discard_if_unused, only_launch, run_folder
 from distcifar.cluster.stopping import StopRequest
 from distcifar.config import Recipe, RunSpec
-from distcifar.data.prepare import prepare
+from distcifar.data.shared import shared_data
 from distcifar.errors import DistcifarError, ResourceError
 from distcifar.tracking.identity import read_identity
 from distcifar.tracking.journal import append_event, read_events
@@ -55,10 +56,11 @@ def launch(
     startup = Marks.of_this_process().ended("imports")
     folder = run_folder(recipe, spec)
     fit = _in_thread(lambda: _fitting(spec))
-    data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
+    data = shared_data(recipe.data, spec.data_root, spec.data_copies, spec.source, announce=announce)
     startup = startup.ended("data check")
     with only_launch(folder):
-        claim_run(recipe, spec, folder, collect_facts(spec, data.folder, data.digest), environment)
+        facts = collect_facts(spec, data.folder, data.digest) | foretold(recipe, spec)
+        claim_run(recipe, spec, folder, facts, environment)
         StopRequest(folder).clear()
         _tell_other_place(spec, folder, announce)
         startup = startup.ended("run folder")

@@ -19,10 +19,12 @@ def known_microbatch(job: Job) -> int:
     return min(filter(None, (learnt, job.spec.microbatch)), default=0)
 
 
-def halved_microbatch(job: Job, world: World) -> None:
-    """Notes that half as many images as now are to go through the network at once. ResourceError below two."""
-    share = -(-job.recipe.batch_size // world.size)
-    part = -(-share // job.recipe.optim.accumulate)
+def halved_microbatch(job: Job, world: World, images: int) -> None:
+    """Notes that half as many images as now are to go through the network at once. ResourceError below two.
+
+    images: of a step, on the rank that has run out of memory.
+    """
+    part = -(-images // job.recipe.optim.accumulate)
     now = min(known_microbatch(job) or part, part)
     if now < 4:
         raise ResourceError(

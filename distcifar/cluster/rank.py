@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from distcifar.cluster.balance import by_speed
 from distcifar.cluster.hardware import Meter
 from distcifar.cluster.job import Job, Listener
 from distcifar.cluster.memory import halved_microbatch, known_microbatch
@@ -87,7 +88,7 @@ def rank_epochs(job: Job, world: World, *, listen: Listener, opener: Opener | No
 
 def _open(job: Job, world: World) -> OpenData:
     threads = job.spec.loader_threads or torch.get_num_threads()
-    return open_data(job.recipe, job.data, world, mode=job.spec.loader, threads=threads)
+    return open_data(job.recipe, job.data_here(), world, mode=job.spec.loader, threads=threads)
 
 
 def _recorder(job: Job, world: World, data: OpenData, listen: Listener) -> Recorder:
@@ -136,6 +137,8 @@ def _train_sound(job: Job, world: World, data: OpenData, recorder: Recorder, sta
         stages.first.ended("model")
         return_freed_memory()
         try:
+            with _alone(world):
+                data = by_speed(job, world, data, state, recorder)
             return (yield from _train(job, world, data, state, recorder, stages))
         except DivergenceError as error:
             if job.recipe.on_divergence == "stop" or state.progress.rollbacks >= ROLLBACKS:
@@ -143,7 +146,7 @@ def _train_sound(job: Job, world: World, data: OpenData, recorder: Recorder, sta
             # Without its traceback, which would keep the old state alive beside the new one.
             attempt = attempt.after(error.with_traceback(None), state.progress.rollbacks)
         except torch.OutOfMemoryError:
-            _halve(job, world)
+            _halve(job, world, data.loaders.train.images)
         recorder.drain()
         del state
 
@@ -163,10 +166,10 @@ class Attempt:
         return Attempt(cause, rollbacks + 1, None, passed)
 
 
-def _halve(job: Job, world: World) -> None:
+def _halve(job: Job, world: World, images: int) -> None:
     """After a lack of memory: smaller parts. Of several ranks this one alone has met it, so Ray starts all again."""
     try:
-        halved_microbatch(job, world)
+        halved_microbatch(job, world, images)
     except ResourceError as error:
         if world.size > 1:
             raise RuntimeError(str(error)) from error
@@ -251,7 +254,7 @@ def _compiles(job: Job, world: World, data: OpenData, state: TrainState, recorde
     recipe, wanted = job.recipe, job.spec.compile
     if not compile_in_question(wanted, world.device, deterministic=job.spec.deterministic):
         return False
-    images = first_images(data, -(-recipe.batch_size // world.size))
+    images = first_images(data, data.loaders.train.images)
     steps = steps_left(recipe, state.progress, data.loaders.train)
     precision = state.progress.precision
     compiled, words = _agreed(world, lambda: resolve_compile(wanted, state.model, images, precision, world, steps))

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from distcifar.cluster.hardware import samples_of
 from distcifar.cluster.job import Job, Listener
 from distcifar.cluster.restarts import last_step, require_progress
+from distcifar.cluster.straggler import Stragglers
 from distcifar.config import to_dict
 from distcifar.data.build import OpenData
 from distcifar.errors import CheckpointError, DivergenceError, RunError, StorageError
@@ -23,7 +24,7 @@ from distcifar.tracking.outcome import writer_lock
 from distcifar.tracking.startup import FILE, Marks, describe, read_startup
 from distcifar.tracking.system import SystemLog
 from distcifar.training.checkpoint import capture, save_model
-from distcifar.training.reports import EpochReport, Report, Row
+from distcifar.training.reports import EpochReport, OwnTime, Report, Row, StepReport
 from distcifar.training.saving import CheckpointWriter, storage_error
 from distcifar.training.selection import best_steps
 from distcifar.training.state import TrainState
@@ -55,6 +56,9 @@ class Recorder:
 
     def tell(self, kind: str, text: str, **facts: Any) -> None:
         """An event for the journal and the screen."""
+
+    def write(self, name: str, value: Any) -> None:
+        """What is to be known in the run directory as NAME.json."""
 
     def started(self, startup: Marks) -> None:
         """Called once the first step is done."""
@@ -93,6 +97,7 @@ class RunRecorder(Recorder):
         self._failed: Exception | None = None
         self._writer = CheckpointWriter(job.folder / "checkpoints", keep=job.spec.keep_last, before=self.journal.sync)
         self._saved = self._measure_at = time.monotonic()
+        self._stragglers = Stragglers()
 
     @property
     def problem(self) -> Exception | None:
@@ -120,6 +125,10 @@ class RunRecorder(Recorder):
         if not step:
             self._save()  # from here on there is always one to go back to
 
+    def write(self, name: str, value: Any) -> None:
+        with self._noting():
+            self.journal.write(name, value)
+
     def started(self, startup: Marks) -> None:
         with self._noting():
             told = read_startup(self._folder)
@@ -143,14 +152,19 @@ class RunRecorder(Recorder):
             self._save()
         for row in rows:  # last, so that what is shown is also on the disk
             self._listen(row)
+        if isinstance(report, StepReport):
+            self._name_stragglers(report.own)
 
     def drain(self) -> None:
         self._writer.drain()
 
     def finish(self, result: Result) -> dict[str, Any]:
         summary, card, recipe = result.summary, self._card(), to_dict(self._state.recipe)
+        facts = self._facts()
+        if "estimate" in facts and summary["outcome"] == "finished":  # all epochs were foretold
+            summary = summary | {"estimated_seconds": facts["estimate"]["seconds"]}
         with self._noting():
-            texts = {"README.md": model_card(recipe, self._facts(), summary, card)}
+            texts = {"README.md": model_card(recipe, facts, summary, card)}
             summary = summary | {"model_sha256": save_model(self._folder / "model", self._state, card, texts)}
             write_atomically(self._folder / "samples.npz", result.samples.npz())
             self.journal.write("summary", summary)  # the run is finished
@@ -164,6 +178,13 @@ class RunRecorder(Recorder):
     def tell(self, kind: str, text: str, **facts: Any) -> None:
         with self._noting():
             self._listen(self.journal.event(kind, text, **facts))
+
+    def _name_stragglers(self, own: Sequence[OwnTime]) -> None:
+        for found in self._stragglers.new(own):
+            samples = {sample["rank"]: sample for sample in samples_of(self._folder, self._workers)}
+            text = found.words(samples.get(found.rank, {}), balanced=(self._folder / "balance.json").exists())
+            facts = {"rank": found.rank, "seconds": found.own.step, "data": found.own.data, "median": found.median}
+            self.tell("straggler", text, step=self._state.progress.step, **facts)
 
     def _measure(self) -> None:
         """A line of system.jsonl now and then, from what the ranks have left (hardware.py)."""

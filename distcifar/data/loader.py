@@ -37,6 +37,7 @@ class Batch:
     partner_labels: Tensor | None = None  # int64 [n], where images are mixed
     own_share: Tensor | None = None  # float32 [n], lambda of the mixture
     global_ids: Ids | None = None  # int64 [total], in training: of the whole global batch
+    start: int = 0  # in training: where in the global batch the share begins
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class TrainLoader:
     world: World
     drop_last: bool = False
     epochs: int = 1  # of the whole training: pictures may grow with it
+    weights: tuple[int, ...] = ()  # each rank's part of a whole batch, where they are not equal
+
+    @property
+    def images(self) -> int:
+        """This rank's part of a whole batch."""
+        mine = self._share(self.batch_size)
+        return mine.stop - mine.start
 
     @property
     def steps_per_epoch(self) -> int:
@@ -75,7 +83,8 @@ class TrainLoader:
         steps = range(first_step, self.steps_over(len(order)))
         whole = [global_batch(order, step, self.batch_size) for step in steps]
         # A rank whose share is empty still steps with its peers: it is given one sample that does not count.
-        parts = [ids[share(len(ids), self.world.rank, self.world.size)] for ids in whole]
+        places = [self._share(len(ids)) for ids in whole]
+        parts = [ids[place] for place, ids in zip(places, whole, strict=True)]
         given = [part if len(part) else ids[:1] for part, ids in zip(parts, whole, strict=True)]
         if not given:
             return
@@ -85,11 +94,15 @@ class TrainLoader:
         wanted = [np.concatenate([ids, partners[span]]) for ids, span in zip(given, spans, strict=True)]
         draws = self._drawn(wanted, epoch)
         fetched = self.store.fetch(wanted)
-        together = zip(steps, given, spans, parts, whole, draws, fetched, strict=True)
-        for step, ids, span, part, all_ids, drawn, found in together:
-            batch = self._batch(ids, drawn, part_of(mixture, span), found, counted=len(part), global_ids=all_ids)
+        together = zip(steps, given, spans, places, whole, draws, fetched, strict=True)
+        for step, ids, span, place, all_ids, drawn, found in together:
+            batch = self._batch(ids, drawn, part_of(mixture, span), found, place=place, global_ids=all_ids)
             side = self.pixels.config.side_at((epoch + step / self.steps_over(len(order))) / self.epochs)
             yield replace(batch, images=resize(batch.images, side)) if side else batch
+
+    def _share(self, count: int) -> slice:
+        """This rank's part of `count` images."""
+        return share(count, self.world.rank, self.world.size, self.weights)
 
     def _drawn(self, batches: Sequence[Ids], epoch: int) -> Iterator[Draws]:
         """For each of `batches` (ids) what is drawn for it, on the device; of many batches at once."""
@@ -101,16 +114,17 @@ class TrainLoader:
                 yield part_of(draws, span)
 
     def _batch(
-        self, ids: Ids, draws: Draws, mixture: Mixture | None, fetched: Fetched, *, counted: int, global_ids: Ids
+        self, ids: Ids, draws: Draws, mixture: Mixture | None, fetched: Fetched, *, place: slice, global_ids: Ids
     ) -> Batch:
-        n, total = len(ids), len(global_ids)
+        n, total, start = len(ids), len(global_ids), place.start
+        counted = place.stop - place.start
         images, rows, labels = fetched
         pictures = self.pixels.train(images, rows, draws)
         if mixture is None:
-            return Batch(ids, pictures, labels, counted, total, global_ids=global_ids)
+            return Batch(ids, pictures, labels, counted, total, global_ids=global_ids, start=start)
         mixed = self.pixels.mix(pictures[:n], pictures[n:], mixture)
         own_share = torch.as_tensor(mixture.own_share, dtype=torch.float32)
-        return Batch(ids, mixed, labels[:n], counted, total, labels[n:], own_share, global_ids)
+        return Batch(ids, mixed, labels[:n], counted, total, labels[n:], own_share, global_ids, start)
 
 
 @dataclass(frozen=True)
@@ -152,6 +166,10 @@ class Loaders:
     validation: EvalLoader | None
     test: EvalLoader
     num_classes: int
+
+    def weighted(self, weights: tuple[int, ...]) -> "Loaders":
+        """The same with each rank's part of a whole batch as in `weights`."""
+        return replace(self, train=replace(self.train, weights=weights))
 
 
 def spans_of(batches: Sequence[Ids]) -> list[slice]:

@@ -1,11 +1,12 @@
 """Which sample at which step on which rank, with which random numbers: pure functions (contracts 1 and 2).
 
 The order of an epoch is a permutation drawn from (seed, epoch); step s takes the next global batch of it, and
-rank r of W that batch's r-th contiguous share. Random numbers are hashes of (seed, epoch, sample, slot), so
-they do not depend on who computes them, in which order, or together with which other samples.
+rank r of W that batch's r-th contiguous share, all of a size or by weights. Random numbers are hashes of (seed, epoch,
+sample, slot), so they do not depend on who computes them, in which order, or together with which other samples.
 """
 
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,10 +62,37 @@ def global_batch(order: Ids, step: int, batch_size: int) -> Ids:
     return order[step * batch_size : (step + 1) * batch_size]
 
 
-def share(count: int, rank: int, size: int) -> slice:
-    """Rank `rank`'s contiguous part of `count` items over `size` ranks; parts differ by at most one item."""
+def share(count: int, rank: int, size: int, weights: tuple[int, ...] = ()) -> slice:
+    """Rank `rank`'s contiguous part of `count` items over `size` ranks.
+
+    Parts differ by at most one item, or are in proportion to `weights`: the parts of sum(weights) items. Equal weights
+    give the same parts as none. A smaller count enlarges no part.
+    """
+    if weights:
+        parts = _parts(count, weights)
+        start = sum(parts[:rank])
+        return slice(start, start + parts[rank])
     each, over = divmod(count, size)  # the first `over` ranks take one more, so a smaller count enlarges no part
     return slice(rank * each + min(rank, over), (rank + 1) * each + min(rank + 1, over))
+
+
+@cache
+def _parts(count: int, weights: tuple[int, ...]) -> tuple[int, ...]:
+    """How many of `count` items each rank takes.
+
+    Item by item, as seats of a parliament: the next goes to the highest weight / (part + 1) among the ranks whose part
+    is still below its ideal (the quota method: Balinski, Young 1975). It is the only simple one in which no part is an
+    item or more off its ideal and none shrinks as `count` grows. The first two items go to each rank in turn: BatchNorm
+    needs two, so that a rank with fewer computes as long.
+    """
+    whole, rest = divmod(count, sum(weights))
+    weight = np.array(weights)
+    part = np.zeros_like(weight)
+    for given in range(1, rest + 1):
+        claims = np.where(part * weight.sum() < weight * given, weight / (part + 1), -1.0)
+        in_need = whole * weight + part < np.minimum(weight, 2)
+        part[np.argmax(np.where(in_need, weight.sum() * (3 - part), claims))] += 1  # the first of equal claims
+    return tuple((whole * weight + part).tolist())
 
 
 def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

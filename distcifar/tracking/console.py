@@ -155,6 +155,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def told_error(summary: dict[str, Any]) -> str:
+    """What the training was estimated to take and how much more or less it took; "" where nothing was estimated."""
+    estimated = summary.get("estimated_seconds")
+    if not estimated:
+        return ""
+    return f"{clock(estimated)}, took {clock(summary['seconds'])} ({summary['seconds'] / estimated - 1:+.0%})"
+
+
 def result_table(summary: dict[str, Any], data_wait: float | None = None, *, most_classes: int = 20) -> Table:
     """The figures of a finished run and its accuracy in each class (the worst ones, where there are many).
 
@@ -173,6 +181,7 @@ def result_table(summary: dict[str, Any], data_wait: float | None = None, *, mos
         "test loss": f"{summary['test_loss']:.4f}",
         "best model": chosen,
         "training": f"{clock(summary['seconds'])} ({summary['steps']:,} steps)",
+        "estimated": told_error(summary),
         "speed": f"{summary['images_per_s']:,.0f} images/s",
         "waiting for data": "" if data_wait is None else f"{data_wait:.0%} of the time",
         "computed in": f"{summary['precision']} on {summary['workers']} x {summary['device']}",

@@ -157,10 +157,12 @@ class Journal:
 def append_event(folder: Path, kind: str, text: str, **facts: Any) -> dict[str, Any]:
     """Adds a line to the events.jsonl of a run directory and returns it. Any rank may: a line is one write."""
     event = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, "text": text, **facts}
-    path = folder / "events.jsonl"
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
-    with open(path, "a") as file:
-        file.write("\n" * torn + json.dumps(event, ensure_ascii=False) + "\n")
+    line = json.dumps(event, ensure_ascii=False) + "\n"
+    with open(folder / "events.jsonl", "ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * torn + line).encode())
     return event
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distcifar.data.loader import Batch
-from distcifar.data.plan import share
 from distcifar.data.transfer import to_device
 from distcifar.world import World
 
@@ -43,7 +42,6 @@ class HardImages:
         """Takes down this rank's part `losses` (float [n]) of a global batch. A collective."""
         assert batch.global_ids is not None
         whole = losses.new_zeros(batch.total)
-        if batch.counted:
-            whole[share(batch.total, world.rank, world.size)] = losses
+        whole[batch.start : batch.start + batch.counted] = losses[: batch.counted]
         ids = torch.as_tensor(to_device(batch.global_ids, self.losses.device))  # a GPU's host does not wait
         self.losses[ids] = world.sum(whole)

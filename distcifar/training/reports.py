@@ -2,11 +2,14 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distcifar.config import Recipe
 from distcifar.data.loader import Batch
@@ -20,6 +23,7 @@ from distcifar.world import World
 
 Row = dict[str, Any]
 REPORT_SECONDS = 0.5  # between two reports of a run
+OWN_STEPS = 10  # of which a rank tells the median time
 
 
 @dataclass
@@ -39,10 +43,34 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class OwnTime:
+    """Seconds of a rank's usual step until its gradient is there: what it takes itself, without waiting for others."""
+
+    step: float  # all of it, from asking for the batch on
+    data: float  # until the batch is there
+
+
+@dataclass
+class OwnTimes:
+    """A rank's last OWN_STEPS steps, also across epochs."""
+
+    last: deque[OwnTime] = field(default_factory=lambda: deque(maxlen=OWN_STEPS))
+
+    def over_ranks(self, world: World) -> Tensor:
+        """float64 [2 x ranks], to be summed: this rank's medians at its place; 0 before so many steps are done."""
+        found = torch.zeros(world.size, 2, dtype=torch.float64)
+        if len(self.last) == OWN_STEPS:
+            medians = [median_low(getattr(each, name) for each in self.last) for name in ("step", "data")]
+            found[world.rank] = torch.tensor(medians)
+        return found.flatten().to(world.device)
+
+
+@dataclass(frozen=True)
 class FitOptions:
     """How the loop talks to its caller; nothing here changes the numbers."""
 
     pace: Pace = field(default_factory=Pace)  # of reports: each makes the host wait for the device
+    own: OwnTimes = field(default_factory=OwnTimes)
     ask_batches: int = 1  # batches of an evaluation between two questions whether to stop, which make it wait as well
     checkpoint_steps: int = 0  # ask for a checkpoint every N steps (0: only after epochs)
     should_stop: Callable[[], bool] = lambda: False  # asked on every rank; one True stops all at one step
@@ -63,6 +91,7 @@ class StepReport:
     rows: list[Row]
     save: bool
     stopping: bool
+    own: tuple[OwnTime, ...] = ()  # of each rank; none before each has done OWN_STEPS steps
 
 
 @dataclass(frozen=True)
@@ -116,9 +145,11 @@ class StepLog:
         stop = losses.new_tensor([float(options.should_stop())])
         # The primary's clock says for all ranks when to report next.
         steps = world.only_primary(losses.new_tensor([float(options.pace.wanted(len(self.done), elapsed))]))
+        own = self._own(options, world)
         # The epoch's sums go to rank 0 with the rest: a checkpoint made now is to hold those of all ranks.
-        sums = world.sum(torch.cat([torch.cat([losses, stop, steps]).double(), state.tally.sums]))
-        *global_losses, stops, next_steps = sums[:-3].tolist()
+        sums = world.sum(torch.cat([torch.cat([losses, stop, steps]).double(), own, state.tally.sums]))
+        told = sums[:-3].tolist()
+        *global_losses, stops, next_steps = told[: -len(own)]
         options.pace.steps = int(next_steps)
         state.tally.sums = world.only_primary(sums[-3:])
         require_sound(recipe, state, self.done, global_losses, norms)
@@ -141,7 +172,16 @@ class StepLog:
             for done, loss, norm in zip(self.done, global_losses, norms, strict=True)
         ]
         self.done, self.waits, self.since = [], [], time.monotonic()
-        return StepReport(rows, save=save or stops > 0, stopping=stops > 0)
+        of_ranks = told[-len(own) :]
+        times = tuple(map(OwnTime, of_ranks[::2], of_ranks[1::2])) if all(of_ranks[::2]) else ()
+        return StepReport(rows, save=save or stops > 0, stopping=stops > 0, own=times)
+
+    def _own(self, options: FitOptions, world: World) -> Tensor:
+        """OwnTimes.over_ranks, with the steps since the last report."""
+        for (asked, given), done in zip(self.waits, self.done, strict=True):
+            step, data = seconds_between(asked, done.result.ready), seconds_between(asked, given)
+            options.own.last.append(OwnTime(step, data))
+        return options.own.over_ranks(world)
 
 
 def memory_bytes(device: torch.device) -> int:

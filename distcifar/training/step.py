@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from distcifar.config import Recipe
 from distcifar.data.loader import Batch
 from distcifar.data.plan import share
+from distcifar.data.waiting import Moment, moment
 from distcifar.training.state import TrainState
 from distcifar.world import World
 
@@ -25,6 +27,7 @@ class StepResult:
     loss: Tensor  # float [], this rank's part of the global mean loss
     grad_norm: Tensor  # float [], of the global gradient before clipping
     losses: Tensor  # float [n], of this rank's samples
+    ready: Moment  # when this rank's own gradient was there, and it began to wait for the others'
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -85,12 +88,12 @@ def train_step(
             if not batch.counted:
                 losses = losses * 0.0
             loss = losses.sum() * (world.size / batch.total)
-            state.scaler.scale(loss).backward()
+            ready = _backward(net, state.scaler.scale(loss), world.device)
         if batch.counted:
             state.tally.add(losses.detach(), hits)
         total += loss.detach() / world.size
         each.append(losses.detach())
-    return StepResult(total, _update(state, recipe), torch.cat(each))
+    return StepResult(total, _update(state, recipe), torch.cat(each), ready)
 
 
 def _inputs(batch: Batch, part: slice) -> list[Tensor | None]:
@@ -98,6 +101,25 @@ def _inputs(batch: Batch, part: slice) -> list[Tensor | None]:
     found = (batch.images, batch.labels, batch.partner_labels, batch.own_share)
     lone = len(batch.labels) == 1
     return [None if t is None else torch.cat([t, t]) if lone else t[part] for t in found]
+
+
+def _backward(net: nn.Module, loss: Tensor, device: torch.device) -> Moment:
+    """Adds the gradient of `loss` to the parameters'; when this rank's own part of that was done.
+
+    DDP waits for the other ranks in a callback at the end of autograd's work. Callbacks run in the order in which they
+    were asked for, and this one is asked for when the backward pass begins. It takes a few microseconds.
+    """
+    if not isinstance(net, DistributedDataParallel):
+        loss.backward()
+        return moment(device)
+    ready: list[Moment] = []
+
+    def begun(_: Tensor) -> None:
+        Variable._execution_engine.queue_callback(lambda: ready.append(moment(device)))
+
+    loss.register_hook(begun)
+    loss.backward()
+    return ready[0]
 
 
 def _update(state: TrainState, recipe: Recipe) -> Tensor:

@@ -73,20 +73,23 @@ def fold(acts: Iterable[Act]) -> State:
     acts = tuple(acts)
     versions: dict[str, Act] = {}
     by_digest: dict[str, str] = {}
-    history: dict[str, tuple[str, ...]] = {}
+    history: dict[str, list[str]] = {}
     for number, act in enumerate(acts, 1):
-        held = history.get(act.alias, ())
+        held = history.setdefault(act.alias, [])
         if act.act == "promote":
-            expected, after = by_digest.get(act.digest, f"v{len(versions) + 1}"), (*held, act.version)
+            expected = by_digest.get(act.digest, f"v{len(versions) + 1}")
         else:
-            expected, after = (held[-2] if len(held) > 1 else ""), held[:-1]
+            expected = held[-2] if len(held) > 1 else ""
         before = held[-1] if held else ""
         if (act.version, act.before) != (expected, before) or by_digest.get(act.digest, expected) != expected:
             raise _damaged(f"line {number} makes {act.alias!r} {act.version} after {act.before or 'nothing'}")
         by_digest.setdefault(act.digest, act.version)
         versions.setdefault(act.version, act)
-        history[act.alias] = after
-    return State(acts, versions, history)
+        if act.act == "promote":
+            held.append(act.version)
+        else:
+            del held[-1:]
+    return State(acts, versions, {alias: tuple(held) for alias, held in history.items()})
 
 
 def read_acts(path: Path) -> list[Act]:

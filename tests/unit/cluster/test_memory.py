@@ -94,9 +94,9 @@ def job(folder: Path, recipe: Recipe = RECIPE, **words: Any) -> Job:
 
 def test_the_share_of_a_rank_is_halved_and_not_the_batch(tmp_path: Path):
     mine = job(tmp_path / "run", small_recipe(batch_size=100))
-    halved_microbatch(mine, rank_worlds(3)[2])
+    halved_microbatch(mine, rank_worlds(3)[2], images=34)
     assert known_microbatch(mine) == 17  # of 34
-    halved_microbatch(mine, rank_worlds(3)[0])
+    halved_microbatch(mine, rank_worlds(3)[0], images=34)
     assert known_microbatch(mine) == 8
 
 

@@ -76,6 +76,14 @@ def test_the_model_s_card_is_sealed_with_it(run: Run):
     assert "| git commit | abc123 |" in (run.folder / "model/README.md").read_text()
 
 
+@pytest.mark.parametrize(("outcome", "told"), [("finished", 12.5), ("early stop", None)])
+def test_what_was_foretold_of_a_whole_run_stands_in_its_summary(run: Run, outcome: str, told: float | None):
+    (run.folder / "run.json").write_text('{"estimate": {"seconds": 12.5, "start": null, "measured": "2026-01-02"}}')
+    result = run.train()
+    result.summary["outcome"] = outcome
+    assert run.recorder.finish(result).get("estimated_seconds") == told
+
+
 @pytest.mark.parametrize("text", ["", "{", "\0"])
 def test_facts_that_cannot_be_read_do_not_cost_the_run_its_end(run: Run, text: str):
     (run.folder / "run.json").write_text(text)

@@ -99,6 +99,17 @@ def test_any_number_of_ranks_sees_the_same_bits(config, batch_size, size, epoch)
     assert_same(together, global_batches(ranks(store, config, batch_size, 1), epoch))
 
 
+@pytest.mark.parametrize("weights", [(3, 9), (2, 7, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_by_weight_are_of_the_same_global_batches(stores, resident, kind, weights):
+    """Batches of 12 and a last one of 9."""
+    loaders = ranks(stores[kind], MOVES, 12, len(weights), weights=weights)
+    assert tuple(loader.images for loader in loaders) == weights
+    assert_same(global_batches(loaders, 0), global_batches(ranks(resident, MOVES, 12, 1), 0))
+    firsts = [next(loader.batches(0)) for loader in loaders]
+    assert [batch.start for batch in firsts] == [0, *itertools.accumulate(weights)][:-1]
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_computed_pixels_agree_within_1e_5_for_any_ranks(resident, size):
     alone = global_batches(ranks(resident, COMPUTED, 8, 1), 3)

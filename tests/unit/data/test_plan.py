@@ -1,6 +1,7 @@
 """The plan: orders, shares and random numbers are pure functions, and good ones (contracts 1 and 2)."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -111,6 +112,58 @@ def test_a_smaller_batch_gives_no_rank_a_larger_share(size):
     lengths = [[len(range(count)[share(count, rank, size)]) for rank in range(size)] for count in range(1, 100)]
     for smaller, larger in itertools.pairwise(lengths):
         assert all(few <= many for few, many in zip(smaller, larger, strict=True)), (smaller, larger)
+
+
+some_weights = st.lists(st.integers(1, 60), min_size=1, max_size=7).map(tuple)
+
+
+def parts(count: int, weights: tuple[int, ...]) -> list[int]:
+    return [len(range(count)[share(count, rank, len(weights), weights)]) for rank in range(len(weights))]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 500), some_weights)
+def test_weighted_shares_follow_one_another_and_are_all_of_it(count, weights):
+    shares = [range(count)[share(count, rank, len(weights), weights)] for rank in range(len(weights))]
+    assert [item for part in shares for item in part] == list(range(count))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 200), st.integers(1, 20), st.integers(1, 9))
+def test_equal_weights_give_the_shares_of_none(count, weight, size):
+    for rank in range(size):
+        assert share(count, rank, size, (weight,) * size) == share(count, rank, size)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 500), some_weights)
+def test_weighted_shares_are_less_than_an_item_off_their_ideal_but_for_two_items_that_each_is_given_first(
+    count, weights
+):
+    ideals = [Fraction(count * weight, sum(weights)) for weight in weights]
+    least = [min(2, weight) for weight in weights]
+    given_away = sum(max(0, few - ideal) for few, ideal in zip(least, ideals, strict=True))
+    for part, ideal, few in zip(parts(count, weights), ideals, least, strict=True):
+        assert ideal - 1 - given_away < part < max(few + 1, ideal + 1)
+    assert parts(sum(weights), weights) == list(weights)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5).map(tuple))
+def test_a_smaller_batch_gives_no_rank_a_larger_weighted_share(weights):
+    """Rounding of cumulated weights would not do: of weights 5, 2, 3 it gives the second rank 1 of 3 and 0 of 4."""
+    for smaller, larger in itertools.pairwise(parts(count, weights) for count in range(2 * sum(weights) + 2)):
+        assert all(few <= many for few, many in zip(smaller, larger, strict=True)), (smaller, larger)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.lists(st.integers(2, 60), min_size=1, max_size=7).map(tuple))
+def test_no_rank_starves_where_there_is_an_image_for_each(count, weights):
+    assert min(parts(count, weights)) >= min(2, count // len(weights))
+
+
+def test_a_rank_without_weight_gets_nothing():
+    assert parts(10, (3, 0, 2)) == [6, 0, 4]
 
 
 @pytest.mark.parametrize(("num_samples", "steps", "kept"), [(100, 4, 3), (96, 3, 3), (31, 1, 0), (32, 1, 1)])

@@ -302,3 +302,11 @@ def test_a_result_chosen_on_test_is_marked():
 def test_a_run_without_a_metric_is_chosen_by_its_last_epoch():
     text = table_text({**SUMMARY, "selected_on": "last", "best_metric": None, "best_epoch": 12})
     assert re.search(r"epoch 12 of 12\s", text)
+
+
+def test_the_table_tells_how_far_an_estimate_was_off():
+    assert "estimated" not in table_text(SUMMARY)
+    assert re.search(
+        r"estimated +│ +50:00, took 1:02:05 \(\+24%\)", table_text(SUMMARY | {"estimated_seconds": 3000.0})
+    )
+    assert "(-7%)" in table_text(SUMMARY | {"estimated_seconds": 4000.0})

@@ -45,6 +45,18 @@ def test_a_start_after_a_resume_goes_on_below(tmp_path: Path):
     assert steps(tmp_path) == [5, 9, 6]
 
 
+def test_a_thousand_ranks_file_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(system, "MOST_BYTES", 5000)
+    path, log = tmp_path / "system.jsonl", SystemLog(tmp_path)
+    log.append(0, RANKS * 10)
+    line = path.stat().st_size
+    for step in range(1, 60):
+        log = log if step % 7 else SystemLog(tmp_path)
+        log.append(step, RANKS * 10)
+        assert path.stat().st_size < 5000 + 1.1 * line
+    assert (steps(tmp_path)[0], steps(tmp_path)[-1]) == (0, 59)
+
+
 def test_a_long_run_s_file_is_thinned_and_goes_back_to_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(system, "MOST_LINES", 8)
     log = SystemLog(tmp_path)

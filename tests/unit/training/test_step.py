@@ -76,6 +76,29 @@ def test_the_mean_of_the_ranks_gradients_is_the_gradient_of_the_global_mean(size
     assert tallied == len(batch.labels), "each image is tallied on one rank"
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("weights", [(4, 12), (12, 4), (2, 11, 3)])
+@pytest.mark.parametrize(("train", "step"), [(40, 0), (40, LAST), (33, LAST)])  # of 16, 8 and 1: empty shares
+def test_parts_by_weight_leave_the_gradient_of_the_global_mean(
+    weights: tuple[int, ...], accumulate: int, train: int, step: int
+):
+    recipe = small_recipe(optim=replace(SGD, accumulate=accumulate), augment=AugmentConfig(mixup=0.5))
+    whole, batch = batch_of(recipe, step, train=train)
+    loss = mean_loss(whole, batch, recipe)
+    expected = torch.autograd.grad(loss, list(whole.model.parameters()))
+    found, counted = [torch.zeros_like(g) for g in expected], []
+    for world in rank_worlds(len(weights)):
+        state, data = fresh(recipe, world, train=train)
+        share = next(data.loaders.weighted(weights).train.batches(0, step))
+        train_step(Losses(state.model), state, recipe, share, world)
+        found = [f + g / world.size for f, g in zip(found, gradients(state), strict=True)]
+        counted.append(share.counted)
+    torch.testing.assert_close(found, list(expected), rtol=1e-5, atol=1e-6)
+    assert sum(counted) == len(batch.labels)
+    if step == 0:
+        assert tuple(counted) == weights
+
+
 def test_an_empty_share_adds_nothing_to_gradient_loss_or_tally():
     recipe = small_recipe(optim=SGD)
     empty = [world for world in rank_worlds(3) if batch_of(recipe, LAST, world, train=33)[1].counted == 0]
