@@ -4,7 +4,7 @@
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report waits for this poll: 2 s by default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",  # for places only; after a lost node it is waited in vain
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they mean where the command was typed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start
     "RAY_TRAIN_METRICS_ENABLED": "0",

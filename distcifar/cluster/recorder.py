@@ -14,11 +14,12 @@ from distcifar.cluster.hardware import samples_of
 from distcifar.cluster.job import Job, Listener
 from distcifar.cluster.restarts import last_step, require_progress
 from distcifar.cluster.straggler import Stragglers
+from distcifar.cluster.watchdog import leave_mark, remove_mark
 from distcifar.config import to_dict
 from distcifar.data.build import OpenData
 from distcifar.errors import CheckpointError, DivergenceError, RunError, StorageError
 from distcifar.files import write_atomically, write_json
-from distcifar.tracking.journal import Journal
+from distcifar.tracking.journal import Journal, append_event
 from distcifar.tracking.model_card import model_card
 from distcifar.tracking.outcome import writer_lock
 from distcifar.tracking.startup import FILE, Marks, describe, read_startup
@@ -31,7 +32,8 @@ from distcifar.training.state import TrainState
 from distcifar.training.summary import Result
 
 SYSTEM_SECONDS = 10.0  # between two lines of system.jsonl
-WRITER_SECONDS = 60.0  # for the primary of a driver that was killed: it is gone within a few seconds
+SOON_SECONDS = 10.0  # in which the primary of a driver that was killed has gone
+WRITER_SECONDS = 180.0  # for one that was cut off: until a file server has forgotten its lock
 
 
 def silence(row: Row) -> None:
@@ -173,6 +175,7 @@ class RunRecorder(Recorder):
 
     def close(self) -> None:
         self._writer.close()
+        remove_mark(self._folder, self._mark)
         self._lock.release()
 
     def tell(self, kind: str, text: str, **facts: Any) -> None:
@@ -196,14 +199,20 @@ class RunRecorder(Recorder):
                 self._system.append(self._state.progress.step, samples)
 
     def _take_lock(self) -> None:
-        try:
-            self._lock.acquire(timeout=WRITER_SECONDS, poll_interval=0.1)
-        except Timeout:
-            raise RunError(
-                f"Another process writes into {self._folder}",
-                "A run has one primary worker",
-                "Wait for the other one to end, or choose another --name",
-            ) from None
+        self._mark = leave_mark(self._folder)  # a primary that lives on elsewhere, cut off, gives the lock back then
+        for seconds in (SOON_SECONDS, WRITER_SECONDS):
+            try:
+                self._lock.acquire(timeout=seconds, poll_interval=0.1)
+                return
+            except Timeout:
+                if seconds == SOON_SECONDS:
+                    text = f"another process still writes into the run directory; waiting {WRITER_SECONDS:.0f} s for it"
+                    self._listen(append_event(self._folder, "waiting", text))
+        raise RunError(
+            f"Another process writes into {self._folder}",
+            "A run has one primary worker",
+            "Wait for the other one to end, or choose another --name",
+        )
 
     @contextmanager
     def _noting(self) -> Iterator[None]:

@@ -123,6 +123,8 @@ def waiting_words(workers: Workers, have: Mapping[str, float], held: Sequence[Ho
     if lacks(workers, have):
         return f"{words} It is too small until nodes join; `ray status` tells whether one is being started"
     taking = [holder for holder in held if any(holder.resources.get(name) for name in each)]
+    if not taking and workers.least:
+        return ""  # Ray asks for as many as there were before a node was lost, and then for fewer
     if not taking:
         return f"{words} No node has room for a worker of {_amounts(each)}; with --cpus-per-worker 1 it needs less"
     places = min(int(free[name] // amount) for name, amount in each.items())

@@ -5,6 +5,9 @@ second, so that a process that stands still as a whole can be told from one whos
 taken no step for a minute, its thread looks at the others' files and who is behind is told; after --hang-seconds it
 ends its own process: Ray then restarts the group. Clocks are not compared between hosts; a pause of the whole machine
 is not counted.
+
+A host that was cut off goes on for a while, and its rank would keep the run directory from those that follow it. So
+each group leaves its mark there, and a rank that finds another one ends itself.
 """
 
 import contextlib
@@ -16,17 +19,20 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from distcifar.cluster.collectives import flight_record, last_collective
+from distcifar.files import write_atomically
 from distcifar.tracking.journal import append_event
 from distcifar.world import World
 
 TICK = 1.0  # seconds between two refreshes
 NAMING_SECONDS = 60.0  # without a new stage, after which the user is told who holds the others up
+MARK = "group"  # its file in the run directory
 STILL_SECONDS = 5.0  # without a new stage, after which a rank's sign says which collective it has come to
 
 
@@ -46,6 +52,28 @@ class Sign:
     def __str__(self) -> str:
         last = f", last collective {self.collective}" if self.collective else ""
         return f"rank {self.rank} on {self.host} (process {self.pid}, {self.stage} at step {self.step}{last})"
+
+
+def leave_mark(folder: Path) -> str:
+    """The run directory belongs to the group of this process from now on; ranks of another one end themselves."""
+    mark = uuid.uuid4().hex
+    write_atomically(folder / MARK, mark)
+    return mark
+
+
+def mark_of(folder: Path) -> str:
+    """The mark of the group that the run directory belongs to; "" where there is none, or it cannot be read now."""
+    try:
+        return (folder / MARK).read_text()
+    except OSError:
+        return ""
+
+
+def remove_mark(folder: Path, mark: str) -> None:
+    """The group of that mark has ended."""
+    with contextlib.suppress(OSError):
+        if mark_of(folder) == mark:
+            (folder / MARK).unlink(missing_ok=True)
 
 
 def culprits(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> list[Sign]:
@@ -73,10 +101,12 @@ class Pulse:
         self._folder, self._rank, self._ranks, self._seconds = folder, world.rank, world.size, seconds
         self._end = end or (lambda: os.kill(os.getpid(), signal.SIGKILL))
         self._entered, self._stage, self._step, self._tick = 0, "start", 0, 0
+        self._mark = ""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Pulse":
+        self._mark = mark_of(self._folder)
         if self._seconds:
             self._thread.start()
         return self
@@ -101,6 +131,8 @@ class Pulse:
             if self._entered != entered:
                 entered, waited, told = self._entered, 0.0, False
             self._write(still=waited > STILL_SECONDS)
+            if mark_of(self._folder) not in (self._mark, ""):
+                self._end()  # without a word: the directory is no longer this group's
             if waited > NAMING_SECONDS and not told:
                 told = True
                 self._name(waited)

@@ -225,7 +225,7 @@ def launched(folder: Path, plan: Plan, environment: Mapping[str, str]) -> None:
     prepared = SimpleNamespace(folder=folder.parent / "data", digest=DATA)
     facts = {"data_folder": "/data/synthetic", "data_digest": DATA}
     with (
-        patch.object(launching, "prepare", lambda *_, **__: prepared),
+        patch.object(launching, "shared_data", lambda *_, **__: prepared),
         patch.object(launching, "collect_facts", lambda *_: facts),
         patch.object(launching, "_fitting", lambda spec: fit),
     ):

@@ -51,7 +51,7 @@ def typed(
 ) -> RunResult:
     """What a command with these `words` does."""
     with (
-        patch.object(launching, "prepare", lambda *_, **__: SimpleNamespace(folder=runs, digest=data)),
+        patch.object(launching, "shared_data", lambda *_, **__: SimpleNamespace(folder=runs, digest=data)),
         patch.object(launching, "collect_facts", lambda spec, folder, digest: {"data_digest": digest}),
         patch.object(launching, "_fitting", lambda spec: _fit),
         patch.object(stopping, "POLL_SECONDS", 0.0),  # a wish to stop is seen at the next step

@@ -76,8 +76,8 @@ def test_a_rank_of_three_times_the_speed_has_three_times_the_images(place: Path)
     assert note["parts"] == pytest.approx([8, 24], abs=3)
     assert sum(note["parts"]) == BATCH
     (text,) = told(place / "by-speed")
-    assert f"of {BATCH} images of a step rank 0 (cpu on " in text
-    assert "ms a step instead of" in text
+    assert f"of the {BATCH} images of a step: rank 0 (cpu on " in text
+    assert "; the slowest computes for " in text
 
 
 def test_the_weights_are_those_of_one_process(place: Path, tmp_path: Path):
@@ -90,7 +90,7 @@ def test_the_weights_are_those_of_one_process(place: Path, tmp_path: Path):
 def test_a_run_that_goes_on_takes_the_parts_that_were_measured_and_ends_with_the_same_bits(place: Path):
     assert (place / "in-two/balance.json").read_bytes() == (place / "by-speed/balance.json").read_bytes()
     assert len(told(place / "in-two")) == 2
-    assert not any("instead of" in text for text in told(place / "in-two")), "measured again"
+    assert not any("computes for" in text for text in told(place / "in-two")), "measured again"
     whole, parts = saved(place / "by-speed"), saved(place / "in-two")
     assert set(differing_tensors(whole.tensors, parts.tensors)) <= {"tally"}
 
@@ -129,5 +129,5 @@ def test_parts_of_other_devices_are_not_taken(tmp_path: Path, note: str | None):
 
 def test_a_large_world_is_told_in_short():
     text = words(["RTX 4060 on a"] * 20, [10] * 20)
-    assert text.startswith("of 200 images of a step rank 0 (RTX 4060 on a) 10, ")
+    assert text.startswith("of the 200 images of a step: rank 0 (RTX 4060 on a) 10, ")
     assert text.endswith(", 12 more")

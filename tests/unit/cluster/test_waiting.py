@@ -40,6 +40,10 @@ def test_places_that_no_single_node_has_are_told():
     assert "No node has room for a worker of 4 CPUs" in words
 
 
+def test_a_run_that_will_go_on_with_fewer_waits_for_nobody():
+    assert waiting_words(Workers(2, 1, gpu=False, least=1), {"CPU": 1.0}, []) == ""
+
+
 def test_an_autoscaled_cluster_is_not_refused_for_what_it_does_not_have_yet():
     spec = RunSpec(workers=8, address="host:6379", device="cuda", wait_minutes=10.0)
     assert fit_workers(spec, {"CPU": 2.0}) == Workers(8, 1, gpu=True)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distcifar.cluster import watchdog
-from distcifar.cluster.watchdog import Pulse, Sign, culprits
+from distcifar.cluster.watchdog import Pulse, Sign, culprits, leave_mark, mark_of, remove_mark
 from distcifar.tracking.journal import read_events
 from distcifar.world import World
 
@@ -164,6 +164,19 @@ def test_storage_that_is_gone_does_not_save_a_hanging_process(tmp_path: Path):
     """A vanished network disk is a likely cause of a hang."""
     with pulse(tmp_path / "gone") as (_, ended):
         assert ended.wait(ENOUGH)
+
+
+def test_a_rank_whose_directory_has_another_group_ends_itself(tmp_path: Path):
+    """As one does that was cut off from its cluster, and lives on."""
+    leave_mark(tmp_path)
+    with pulse(tmp_path, seconds=60.0) as (_, ended):
+        assert not ended.wait(10 * TICK)
+        remove_mark(tmp_path, "of others")
+        newer = leave_mark(tmp_path)
+        assert ended.wait(ENOUGH)
+    remove_mark(tmp_path, newer)
+    assert mark_of(tmp_path) == ""
+    assert read_events(tmp_path) == []
 
 
 def test_stages_that_follow_each_other_are_no_hang(tmp_path: Path):
