@@ -4,11 +4,12 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import worker
 
 from distcifar.cluster import ENVIRONMENT
 from distcifar.cluster.plain_words import in_plain_words
@@ -60,9 +61,24 @@ def connected(spec: RunSpec, num_cpus: int) -> Iterator[None]:
             raise plain from error
         raise
     try:
-        yield
+        with nullcontext() if spec.verbose else _unheard():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Without what Ray's daemons tell the driver, pages of it when a node is lost: there is no switch for that.
+
+    What matters of it is told as events of the run.
+    """
+    printing = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printing
 
 
 def start_head(**options: Any) -> None:

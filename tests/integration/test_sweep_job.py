@@ -154,6 +154,25 @@ def test_a_trial_whose_process_is_killed_is_taken_up_again(tmp_path: Path, data:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
+def test_a_full_disk_stops_the_search_with_one_message_and_it_goes_on_when_there_is_room(tmp_path: Path, data: Path):
+    words = (*SMALL, "--trials", "4", "--confirm", "0x0", "--name", "s")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "small", disk], check=True)
+    try:
+        full = tune(disk, data, *words)
+        assert full.returncode == 2
+        assert "Make room" in full.stderr
+        assert "Traceback" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        assert tune(disk, data, *words).returncode == 0
+        assert len({run for run, *_ in decisions(disk / "s")}) == 4
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fifty_trials_on_the_cores_of_this_machine_end(tmp_path: Path, data: Path):
     words = (

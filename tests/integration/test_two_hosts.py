@@ -140,4 +140,6 @@ def test_a_host_that_is_cut_off_is_told_left_behind_and_taken_back(hosts: tuple[
     assert len(told) == 1
     assert f"host-2 ({other.address}) does not answer any more" in told[0]
     log.seek(0)
-    print(log.read())
+    screen = log.read()
+    print(screen)
+    assert "raylet" not in screen, "Ray's own words are for --verbose"

@@ -21,6 +21,7 @@ from distcifar.cluster.sweeps.searchers import Listed, Unrecognised, config_of, 
 from distcifar.cluster.sweeps.trial import TrialProcess
 from distcifar.config.space import Point
 from distcifar.config.sweep import MODEL_BASED, SweepSpec
+from distcifar.errors import StorageError
 from distcifar.sweep.folder import CONFIRMED, RESULTS, Result, Results, Sweep
 from distcifar.sweep.plan import planned_points
 
@@ -103,6 +104,8 @@ def _fit(
             time.sleep(FOLLOW_SECONDS)
     found = answer.get()
     shutil.rmtree(storage, ignore_errors=True)
+    if stopping.unwritable:
+        raise StorageError(stopping.unwritable, "", "")  # its rule and remedy are in it
     if isinstance(found, BaseException):
         raise found
     failed = {str(r.config["run"]): str(r.error).strip().splitlines()[-1] for r in found if r.error}
@@ -133,18 +136,19 @@ def _tune_config(
 
 
 class Stopping(tune.Stopper):
-    """Ends all trials once the user has asked for it."""
+    """Ends all trials once the user has asked for it, or one of them could not write."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.unwritable = False, ""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether this trial is to end now; the scheduler's affair."""
+        self.unwritable = self.unwritable or result.get("unwritable", "")
         return False
 
     def stop_all(self) -> bool:
         """Whether all are."""
-        return self.asked
+        return self.asked or bool(self.unwritable)
 
 
 @contextmanager

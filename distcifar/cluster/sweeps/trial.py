@@ -18,7 +18,7 @@ from distcifar.cluster.stopping import StopRequest
 from distcifar.cluster.sweeps.training import KeptImages, Start, epochs_of
 from distcifar.config import Recipe, from_dict
 from distcifar.config.space import apply
-from distcifar.errors import ConfigError, DivergenceError
+from distcifar.errors import ConfigError, DivergenceError, StorageError
 from distcifar.sweep.folder import Result, read_results, read_sweep, trial_of
 from distcifar.tracking.rows import epoch_rows
 from distcifar.training.checkpoint import checkpoint_name
@@ -149,6 +149,8 @@ class TrialProcess(tune.Trainable):
         error = value.get("error")
         if isinstance(error, DivergenceError | ConfigError):
             return self._failed(error)
+        if isinstance(error, StorageError):  # nothing can be written for any trial: the search stops here
+            return {**asdict(self._last), "interrupted": True, "unwritable": str(error), "done": False}
         if error is not None:
             raise RuntimeError(str(error))
         interrupted = StopRequest(self._sweep.trials / self._run).made()
