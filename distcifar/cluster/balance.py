@@ -43,9 +43,9 @@ def by_speed(job: Job, world: World, data: OpenData, state: TrainState, recorder
         parts = balanced(costs, batch)
         seconds, before = slowest_seconds(costs, parts), slowest_seconds(costs, equal)
         if seconds > WORTH * before:
-            parts, expected = equal, ": all are about as fast"
+            parts, expected = equal, "; all are about as fast"
         else:
-            expected = f": {1000 * seconds:.0f} ms a step instead of {1000 * before:.0f} ms, without their exchange"
+            expected = f"; the slowest computes for {1000 * seconds:.0f} ms instead of {1000 * before:.0f} ms"
         recorder.write(NOTE, {"devices": devices, "parts": parts, "costs": [asdict(cost) for cost in costs]})
     recorder.tell("balance", words(devices, parts) + expected, parts=parts)
     return replace(data, loaders=data.loaders.weighted(parts))
@@ -70,7 +70,7 @@ def words(devices: Sequence[str], parts: Sequence[int]) -> str:
     """Each rank's part of a batch."""
     each = [f"rank {rank} ({device}) {part}" for rank, (device, part) in enumerate(zip(devices, parts, strict=True))]
     more = [f"{len(each) - LISTED} more"] if len(each) > LISTED else []
-    return f"of {sum(parts)} images of a step {', '.join(each[:LISTED] + more)}"
+    return f"of the {sum(parts)} images of a step: {', '.join(each[:LISTED] + more)}"
 
 
 def device_name(device: torch.device) -> str:

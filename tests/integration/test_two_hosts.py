@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 # As cluster.yaml has it: a node without a sign of life is given up after about 12 s, not after half a minute.
 ENVIRONMENT = {
     "PATH": f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
     "RAY_health_check_period_ms": "2000", "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "2000",
 }  # fmt: skip

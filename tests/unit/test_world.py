@@ -27,6 +27,7 @@ counts = world.sum(torch.tensor([2**40 + rank]))
 flags = [world.any(bool(mine[rank])) for mine in ((0, 0), (0, 1), (1, 0), (1, 1))]
 weights = world.broadcast(torch.full((3,), float(rank) + 5))
 firsts = [world.first(mine[rank]) for mine in ((None, None), (None, "b"), ("a", "b"), (0, "b"))]
+each = world.each(f"of {rank}")
 world.barrier()
 if rank == 1:
     time.sleep(0.5)
@@ -34,7 +35,7 @@ started = time.monotonic()
 world.barrier()
 print(json.dumps({
     "primary": world.is_primary, "summed": values.tolist(), "in place": summed is values, "counts": counts.tolist(),
-    "flags": flags, "firsts": firsts, "weights": weights.tolist(), "waited": time.monotonic() - started,
+    "flags": flags, "firsts": firsts, "each": each, "weights": weights.tolist(), "waited": time.monotonic() - started,
 }))
 dist.destroy_process_group()
 """
@@ -81,6 +82,7 @@ def test_alone_the_collectives_are_the_identity_and_need_no_process_group():
     assert values.tolist() == [1.5, -2.0]
     assert world.first("mine") == "mine"
     assert world.first(None) is None
+    assert world.each("mine") == ["mine"]
     assert world.any(True)
     assert not world.any(False)
     world.barrier()
@@ -115,6 +117,10 @@ def test_a_flag_on_one_rank_is_heard_by_all(pair):
 
 def test_the_lowest_rank_that_has_a_value_tells_it_to_all(pair):
     assert [found["firsts"] for found in pair] == [[None, "b", "a", 0]] * 2
+
+
+def test_every_ranks_value_is_told_to_all_in_their_order(pair):
+    assert [found["each"] for found in pair] == [["of 0", "of 1"]] * 2
 
 
 def test_rank_0s_values_reach_all(pair):

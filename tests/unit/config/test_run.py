@@ -73,6 +73,7 @@ def test_run_specs_are_frozen_and_hashable():
         device=st.sampled_from(["auto", "cpu", "cuda"]),
         loader=st.sampled_from(["auto", "resident", "streamed"]),
         deterministic=st.booleans(),
+        balance=st.sampled_from(["auto", "on", "off"]),
         compile=st.sampled_from(["auto", "on", "off"]),
         checkpoint_steps=st.integers(0, 10**9),
         max_failures=st.integers(0, 10),

@@ -13,9 +13,7 @@ from distcifar.training.balance import StepCost, balanced, fitted, ideal_seconds
 from distcifar.training.step import sample_losses
 from tests.support import ONE, small_data, small_recipe
 
-costs_of_ranks = st.lists(
-    st.builds(StepCost, st.floats(0, 10), st.floats(0.01, 1)), min_size=1, max_size=3
-)  # fmt: skip
+costs_of_ranks = st.lists(st.builds(StepCost, st.floats(0, 10), st.floats(0.01, 1)), min_size=1, max_size=3)
 
 
 @settings(deadline=None)

@@ -2,13 +2,17 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
 from distcifar.data.loader import Batch
+from distcifar.data.waiting import moment, seconds_between
 from distcifar.training.state import TrainState
 from distcifar.training.step import Losses, sample_losses, train_step
 from distcifar.world import World
@@ -197,6 +201,25 @@ def test_a_microbatch_bounds_the_images_in_one_pass_and_leaves_the_gradient(micr
     assert max(seen) <= max(2, microbatch)
     torch.testing.assert_close(gradients(state), gradients(whole), rtol=1e-5, atol=1e-6)
     assert torch.equal(state.tally.sums[1:], whole.tally.sums[1:])
+
+
+@pytest.mark.gpu
+def test_a_gpu_times_when_its_own_gradient_is_there(tmp_path: Path):
+    """By its own clock: before DDP's exchange, and without the host waiting."""
+    cuda = torch.device("cuda", 0)
+    torch.cuda.set_device(cuda)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        state, batch = batch_of(small_recipe(optim=SGD), 0, World(device=cuda))
+        net = DistributedDataParallel(Losses(state.model), device_ids=[cuda], find_unused_parameters=True)
+        for _ in range(3):
+            asked = moment(cuda)
+            result = train_step(net, state, state.recipe, batch, World(device=cuda))
+            done = moment(cuda)
+            torch.cuda.synchronize()
+            assert 0 < seconds_between(asked, result.ready) <= seconds_between(asked, done)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_smaller_of_microbatch_and_accumulated_parts_counts():
