@@ -183,6 +183,9 @@ def test_both_hosts_train(hosts: tuple[Host, ...], laptop: Laptop, cluster: str)
     laptop.write(f"{summary['workers']} workers, test accuracy {summary['test_accuracy']:.3f}; by host: {trained}\n")
     assert summary["workers"] == 2
     assert trained == {"host-1": 1, "host-2": 1}
+    wanted = {"GLOO_SOCKET_IFNAME=eth0", "NCCL_SOCKET_IFNAME==eth0", "RAY_AUTH_MODE=token", "RAY_USAGE_STATS_ENABLED=0"}
+    for host in hosts:
+        assert wanted <= set(host.run(["sh", "-c", "cat /proc/$(pgrep -xo raylet)/environ"]).split("\0"))
 
 
 def test_only_who_has_the_token_is_let_in(hosts: tuple[Host, ...], laptop: Laptop, cluster: str):
@@ -218,7 +221,7 @@ def test_rays_client_is_let_in_with_the_token_and_left_out_without(
             text=True,
             timeout=300,
         )
-        last = (came.stdout + came.stderr).strip().splitlines()[-1]
+        last = (came.stderr if came.returncode else f"{came.stdout.strip()} CPUs").strip().splitlines()[-1]
         laptop.write(f"Ray's client with{'' if token else 'out'} the token: {last}\n")
         assert (came.returncode == 0) == token, came.stderr
 
