@@ -56,13 +56,14 @@ def test_a_cut_connection_is_tried_again(s3: ObjectStore):
     assert s3.line.cuts >= 1
 
 
+@pytest.mark.slow  # six seconds of the AWS client's own patience
 def test_a_place_that_does_not_answer_is_told_with_its_address(s3: ObjectStore):
-    s3.line.down = True
-    try:
-        with pytest.raises(StorageError, match=r"s3://bucket/down/x: .*answers within 1 tries.*credentials"):
-            Store(s3.url("down", over_line=True), tries=1).read("x")
-    finally:
-        s3.line.down = False
-    for wrong in ("nothing://here", "s3://bucket/a[b]"):
-        with pytest.raises(StorageError, match="is no place for files"):
-            Store(wrong).listing()
+    nobody = s3.url("down").replace(str(s3.port), "9")
+    with pytest.raises(StorageError, match=r"s3://bucket/down/x: .*answers within 1 tries.*credentials"):
+        Store(nobody, tries=1).read("x")
+
+
+@pytest.mark.parametrize("wrong", ["nothing://here", "s3://bucket/a[b]"])
+def test_what_is_no_url_for_files_is_told(wrong: str):
+    with pytest.raises(StorageError, match="is no place for files"):
+        Store(wrong).listing()
