@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
 
 from distcifar.errors import StorageError
 
@@ -77,7 +78,8 @@ class Store:
         """
         if isinstance(content, Path):
             with open(content, "rb") as file:
-                return self.write(name, file)
+                self.write(name, file)
+            return
 
         def action(system: "FileSystem", path: str) -> None:
             source = BytesIO(content) if isinstance(content, bytes) else content
@@ -142,6 +144,12 @@ class Store:
         if self._opened is None:
             from pyarrow.fs import FileSystem  # a quarter of a second
 
+            if "@" in urlsplit(self.url).netloc:
+                raise StorageError(
+                    "The URL has a password in it",
+                    "Run directories and W&B keep what was typed, for all to read",
+                    "Leave it out, and give it as the AWS tools take it: AWS_ACCESS_KEY_ID, or ~/.aws/credentials",
+                )
             try:
                 system, path = FileSystem.from_uri(self.url)
             except (ValueError, OSError) as error:

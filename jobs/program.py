@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distcifar.cluster.places import require_folders
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.values import value_of
 from distcifar.errors import DistcifarError
@@ -49,7 +50,7 @@ def from_environment(spec: RunSpec, recipe: Recipe | None = None) -> RunSpec:
     spec = replace(spec, **found, runs=place(spec.runs), data_root=place(spec.data_root))
     if JOB in os.environ and recipe is not None and not spec.name and spec.resume == "auto":
         stem = f"{recipe.name}-{recipe.digest()[:6]}"
-        return replace(spec, name=unfinished_name(Path(spec.runs), stem))
+        return replace(spec, name=unfinished_name(spec.runs, stem))
     return spec
 
 
@@ -63,13 +64,16 @@ def place(folder: str | Path) -> str:
     return str(Path(os.environ.get(HOME) or "~/distcifar").expanduser() / folder)
 
 
-def run_program(main: Callable[[list[str]], int]) -> None:
+def run_program(main: Callable[[list[str]], int], *, urls: bool = True) -> None:
     """Runs `main` on the command line and exits: 0, 2 for a mistake, 3 for diverged training, 130 when stopped.
 
-    With --debug a mistake shows its traceback; anything else that is raised is a bug and always does.
+    urls: whether a word may be one. With --debug a mistake shows its traceback; anything else that is raised is a bug
+    and always does.
     """
     argv = sys.argv[1:]
     try:
+        if not urls:
+            require_folders(argv)
         code = main(argv)
     except DistcifarError as error:
         if "--debug" in argv:

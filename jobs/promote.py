@@ -92,4 +92,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, urls=False)

@@ -91,4 +91,4 @@ def sync(command: Command) -> int:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, urls=False)

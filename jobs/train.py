@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     with Display(recipe, spec=spec) as display:
         result = launch(recipe, spec, listen=display.show, announce=display.say, environment=environment)
     if result.summary is None:
-        display.say(f"Stopped at step {result.stopped_at} with a checkpoint in {result.folder}/checkpoints.")
+        display.say(f"Stopped at step {result.stopped_at} with a checkpoint in {result.place}/checkpoints.")
         name = [] if spec.name else ["--name", result.folder.name]
         display.say(f"To go on: {command(*argv, *name)}")
         return INTERRUPTED
@@ -69,7 +69,9 @@ def main(argv: list[str]) -> int:
     draw_run(result.folder, result.summary)
     draw_samples(result.folder, result.summary)
     display.console.print(result_table(result.summary, display.data_wait))
-    display.say(f"Results: {result.folder} (curves.png, samples.png, metrics.csv, summary.json, model/)")
+    result.keep("curves.png", "samples.png")
+    copy = f"; a copy in {result.folder}" if result.url else ""
+    display.say(f"Results: {result.place} (curves.png, samples.png, metrics.csv, summary.json, model/){copy}")
     display.say(f"Next: {command(recipe.name, '--seed', str(recipe.seed + 1))}, or another recipe (--help lists them)")
     return 0
 

@@ -11,6 +11,7 @@ from distcifar.cluster.facts import hardware
 from distcifar.cluster.figures import Measured, keep, kind, known, last_start, machine_of, measured_link
 from distcifar.cluster.job import Announce
 from distcifar.cluster.offers import NOT_MEASURED, Offer, cheapest, offers
+from distcifar.cluster.places import runs_here
 from distcifar.cluster.prices import PriceTable, instance_types, read_prices
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.prepare import prepare
@@ -42,7 +43,7 @@ def estimate_run(recipe: Recipe, spec: RunSpec, *, cluster: Path, prices: str, a
     startup = Marks.of_this_process().ended("imports")
     table = read_prices(Path(prices)) if prices else read_prices()
     gpus = _gpus(spec)
-    facts, runs = hardware() | {"gpus": gpus}, Path(spec.runs)
+    facts, runs = hardware() | {"gpus": gpus}, runs_here(spec.runs)
     machine = machine_of(facts, spec.device)
     places = len(gpus) or facts["cores"]
     ranks = spec.workers or len(gpus) or 1

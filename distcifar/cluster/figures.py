@@ -11,6 +11,7 @@ from typing import Any
 
 from distcifar.cluster.estimate import Figures, Workload, estimate
 from distcifar.cluster.facts import hardware
+from distcifar.cluster.places import runs_here
 from distcifar.config import Recipe, RunSpec, from_dict, to_dict
 from distcifar.errors import ConfigError, StorageError
 from distcifar.files import write_json
@@ -74,7 +75,7 @@ def known(runs: Path, name: str) -> list[Measured]:
 
 def foretold(recipe: Recipe, spec: RunSpec) -> dict[str, Any]:
     """For run.json: what is known before the start of how long this run will take here; {} where nothing is."""
-    runs = Path(spec.runs)
+    runs = runs_here(spec.runs)
     if spec.address or not _folder(runs).is_dir():  # a cluster's machines are not this one
         return {}
     here = machine_of(hardware(), spec.device)

@@ -22,13 +22,14 @@ class Job:
 
     recipe: Recipe
     spec: RunSpec
-    folder: Path  # the run directory, absolute, shared by all workers
+    folder: Path  # the run directory, absolute; shared by all workers unless it is a copy of what lies at `store`
     data: Path  # the folder of the prepared betons, absolute
     data_digest: str
     launch: str  # a new name for each time that the user has typed the command
     startup: Marks = field(default_factory=Marks.of_this_process)  # what the command has done until now
     measure: bool = True  # at the end the test images, once; else the run stays one that could go on
     gated: bool = False  # of a search: no epoch begins before it is allowed (sweeps/gate.py)
+    store: str = ""  # the run directory's URL, where each machine's workers have a copy of their own (copies.py)
 
     def data_here(self) -> Path:
         """The folder of the betons on this machine, which may have to fetch them; the run's events tell of that."""

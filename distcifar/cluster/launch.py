@@ -16,9 +16,11 @@ from distcifar.cluster.figures import foretold
 from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.run_folder import claim_run, discard_if_unused, only_launch, run_folder
 from distcifar.cluster.stopping import StopRequest
+from distcifar.cluster.storage import RunCopy, run_copy
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.shared import shared_data
 from distcifar.errors import DistcifarError, ResourceError
+from distcifar.store import Store
 from distcifar.tracking.identity import read_identity
 from distcifar.tracking.journal import append_event, read_events
 from distcifar.tracking.shipping.ship import Shipping
@@ -37,6 +39,17 @@ class RunResult:
     folder: Path
     summary: dict[str, Any] | None
     stopped_at: int | None
+    url: str = ""  # where the run is, if `folder` is a copy of it
+
+    @property
+    def place(self) -> str:
+        """Where the run is, in words."""
+        return self.url.partition("?")[0] or str(self.folder)
+
+    def keep(self, *names: str) -> None:
+        """Stores files that were made in `folder` since. Raises StorageError."""
+        for name in names if self.url else ():
+            Store(self.url).write(name, self.folder / name)
 
 
 def launch(
@@ -58,19 +71,21 @@ def launch(
     fit = _in_thread(lambda: _fitting(spec))
     data = shared_data(recipe.data, spec.data_root, spec.data_copies, spec.source, announce=announce)
     startup = startup.ended("data check")
-    with only_launch(folder):
+    launched = uuid.uuid4().hex[:8]
+    with only_launch(folder), run_copy(spec, folder, launched, announce) as copy:
         facts = collect_facts(spec, data.folder, data.digest) | foretold(recipe, spec)
         claim_run(recipe, spec, folder, facts, environment)
         StopRequest(folder).clear()
+        copy.claimed()
         _tell_other_place(spec, folder, announce)
         startup = startup.ended("run folder")
-        job = Job(recipe, spec, folder, data.folder, data.digest, uuid.uuid4().hex[:8], startup)
+        job = Job(recipe, spec, folder, data.folder, data.digest, launched, startup)
         try:
             with _tracked(job, environment, _telling_start(job, listen, announce), announce) as listen_too:
-                result = _told(job, fit, listen_too, announce)
+                result = _told(job, copy, fit, listen_too, announce)
         finally:
             gc.unfreeze()  # else the collection at the program's end passes modules over, and triton's says it leaks
-    return RunResult(folder, result.get("summary"), result.get("stopped"))
+    return RunResult(folder, result.get("summary"), result.get("stopped"), copy.url)
 
 
 def _tell_other_place(spec: RunSpec, folder: Path, announce: Announce) -> None:
@@ -83,11 +98,14 @@ def _tell_other_place(spec: RunSpec, folder: Path, announce: Announce) -> None:
             announce(f"W&B: the run stays in {name} {getattr(identity, name)!r}, where it was begun, not {value!r}")
 
 
-def _told(job: Job, fit: "Future[Fit]", listen: Listener, announce: Announce) -> dict[str, Any]:
+def _told(job: Job, copy: RunCopy, fit: "Future[Fit]", listen: Listener, announce: Announce) -> dict[str, Any]:
     """The workers' answer. An end before the training's own stands in the run's events, whatever it is."""
     try:
         train = fit.result()
-        result = train(replace(job, startup=job.startup.ended("libraries")), listen, announce)
+        apart = not _is_local(job.spec)
+        job = replace(job, startup=job.startup.ended("libraries"), store=copy.url if apart else "")
+        with copy.training(listen, apart=apart) as listener:
+            result = train(job, listener, announce)
         if "error" in result:
             raise result["error"]
     except BaseException as error:

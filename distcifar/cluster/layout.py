@@ -2,14 +2,14 @@
 
     metrics.jsonl, events.jsonl, run.json, ...    its files
     checkpoints/step-00000120/..., model/...      its sealed folders: manifest.json is written last and deleted first
-    checkpoints/step-00000120~1/...               the same step written anew: the older one stays until this one is whole
+    checkpoints/step-00000120~1/...               the same step written anew: the older one stays until it is whole
     recipe.json      written last of a new run and deleted first of an old one: without it there is no run
     summary.json     written after model/, and deleted before anything of a longer training arrives
     writer.json      who may write here; launch.json: which command trains it (lease.py); stop: somebody asks it to stop
     notes/...        what ranks on other machines than the primary's have noted before they failed
 
-Files are written and removed in the order of their names: a part of the metrics before the newest file, which was a part
-until then; and removed in the opposite one.
+Files are written in the order of their names, and removed in the opposite one: a part of the metrics is written before
+the newest file, which it was until then.
 """
 
 import re
@@ -18,14 +18,15 @@ from pathlib import Path
 
 RUN, RESULT, MANIFEST = "recipe.json", "summary.json", "manifest.json"
 WRITER, LAUNCH, STOP = "writer.json", "launch.json", "stop"
+HERE = (WRITER, LAUNCH, STOP, "group")  # of the storage alone, or of one machine (watchdog.py)
 NOTES = "notes/"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 SEALED = re.compile(r"checkpoints/(step-[0-9]{8,})(?:~([0-9]+))?|model")
 
 
 def is_plain(name: str) -> bool:
-    """Whether `name` is one of the run directory's files, and not what is there for the storage alone."""
-    return "/" not in name and not name.startswith(".") and name not in (WRITER, LAUNCH, STOP)
+    """Whether `name` is one of the run directory's files, and the same wherever the run is."""
+    return "/" not in name and not name.startswith(".") and name not in HERE
 
 
 def is_table(name: str) -> bool:
@@ -40,30 +41,32 @@ def plain_files(folder: Path) -> dict[str, Path]:
 
 def sealed_folders(folder: Path) -> list[str]:
     """The sealed folders of a run directory: the newest checkpoint first, the model last."""
-    found = [f"{CHECKPOINTS}/{path.name}" for path in sorted((folder / CHECKPOINTS).glob("step-*"), reverse=True)]
-    return [name for name in [*found, MODEL] if SEALED.fullmatch(name) and (folder / name / MANIFEST).is_file()]
+    steps = sorted((path.name for path in (folder / CHECKPOINTS).glob("step-*")), key=lambda name: (len(name), name))
+    found = [*(f"{CHECKPOINTS}/{name}" for name in reversed(steps)), MODEL]
+    return [name for name in found if SEALED.fullmatch(name) and (folder / name / MANIFEST).is_file()]
 
 
 def whole_folders(objects: Collection[str]) -> dict[str, str]:
     """Where the sealed folders lie that are whole: their place by their name. Of a step the one written last."""
-    found: dict[str, tuple[int, str]] = {}
+    return {name: places[max(places)] for name, places in _versions(objects).items()}
+
+
+def free_place(name: str, objects: Collection[str]) -> str:
+    """Where the sealed folder `name` can be written beside all of it that are whole, to be found before them."""
+    number = max(_versions(objects).get(name, {}), default=-1) + 1
+    return f"{name}~{number}" if number else name
+
+
+def _versions(objects: Collection[str]) -> dict[str, dict[int, str]]:
+    """The places of whole sealed folders: by their name, and by the number of the version."""
+    found: dict[str, dict[int, str]] = {}
     for name in objects:
         place, _, last = name.rpartition("/")
         match = SEALED.fullmatch(place)
         if match and last == MANIFEST:
-            number = int(match[2] or 0)
             called = f"{CHECKPOINTS}/{match[1]}" if match[1] else MODEL
-            found[called] = max(found.get(called, (-1, "")), (number, place))
-    return {name: place for name, (_, place) in found.items()}
-
-
-def free_place(name: str, objects: Collection[str]) -> str:
-    """Where the sealed folder `name` can be written without touching one that is whole."""
-    number, place = 0, name
-    while f"{place}/{MANIFEST}" in objects:
-        number += 1
-        place = f"{name}~{number}"
-    return place
+            found.setdefault(called, {})[int(match[2] or 0)] = place
+    return found
 
 
 def leftovers(objects: Iterable[str], places: Collection[str]) -> list[str]:

@@ -70,8 +70,8 @@ def rank_epochs(job: Job, world: World, *, listen: Listener, opener: Opener | No
     """
     recorder = Recorder()
     try:
-        data = _agreed(world, lambda: (opener or _open)(job, world))
-        recorder = _agreed(world, lambda: _recorder(job, world, data, listen))
+        data = agreed(world, lambda: (opener or _open)(job, world))
+        recorder = agreed(world, lambda: _recorder(job, world, data, listen))
         first = FirstStep(job.startup.ended("data"), lambda: _wait_for(world.device), recorder.started)
         with Pulse(job.folder, world, job.spec.hang_seconds) as pulse, Meter(job.folder, world):
             return (yield from _train_sound(job, world, data, recorder, Stages(pulse, first)))
@@ -114,7 +114,7 @@ class Stages:
         self.first.enter(stage)
 
 
-def _agreed(world: World, action: Callable[[], T]) -> T:
+def agreed(world: World, action: Callable[[], T]) -> T:
     """The value of `action` on this rank. A DistcifarError on any rank is raised on all. A collective."""
     problem: DistcifarError | None = None
     try:
@@ -132,7 +132,7 @@ def _train_sound(job: Job, world: World, data: OpenData, recorder: Recorder, sta
     attempt = Attempt()
     while True:
         state, before, damaged = _restored(job, world, data, attempt)
-        _agreed(world, lambda: recorder.begin(state, before, damaged, attempt.cause))  # noqa: B023 (called at once)
+        agreed(world, lambda: recorder.begin(state, before, damaged, attempt.cause))  # noqa: B023 (called at once)
         attempt = replace(attempt, began=state.progress.step)
         stages.first.ended("model")
         return_freed_memory()
@@ -189,9 +189,9 @@ def _restored(job: Job, world: World, data: OpenData, attempt: Attempt) -> Resto
     Also the number of workers that had saved it (now's, for a fresh one), and what was wrong with newer ones.
     """
     root = job.folder / "checkpoints"
-    state = _agreed(world, lambda: build_state(job.recipe, data, job.data_digest, world))
+    state = agreed(world, lambda: build_state(job.recipe, data, job.data_digest, world))
     found: tuple[Checkpoint | None, list[CheckpointError]] = (None, [])
-    found = _agreed(world, lambda: newest_good(root, but=attempt.in_vain) if world.is_primary else found)
+    found = agreed(world, lambda: newest_good(root, but=attempt.in_vain) if world.is_primary else found)
     checkpoint, damaged = found
     mine = (checkpoint.folder.name if checkpoint else "") if world.is_primary else None
     name = world.first(mine)
@@ -200,7 +200,7 @@ def _restored(job: Job, world: World, data: OpenData, attempt: Attempt) -> Resto
         state.set_precision(resolve_precision(job.recipe.precision, state.model, images, world))
         state.progress.rollbacks = attempt.rollbacks
         return state, world.size, damaged
-    loaded = _agreed(world, lambda: checkpoint or load_checkpoint(root / name))
+    loaded = agreed(world, lambda: checkpoint or load_checkpoint(root / name))
     loaded.restore(state)
     state.progress.rollbacks = max(attempt.rollbacks, state.progress.rollbacks)
     if state.progress.outcome == "finished" and state.progress.epoch < job.recipe.total_epochs:
@@ -257,7 +257,7 @@ def _compiles(job: Job, world: World, data: OpenData, state: TrainState, recorde
     images = first_images(data, data.loaders.train.images)
     steps = steps_left(recipe, state.progress, data.loaders.train)
     precision = state.progress.precision
-    compiled, words = _agreed(world, lambda: resolve_compile(wanted, state.model, images, precision, world, steps))
+    compiled, words = agreed(world, lambda: resolve_compile(wanted, state.model, images, precision, world, steps))
     if words:
         recorder.tell("compile", words)
     return compiled

@@ -19,9 +19,11 @@ from distcifar.config import to_dict
 from distcifar.data.build import OpenData
 from distcifar.errors import CheckpointError, DivergenceError, RunError, StorageError
 from distcifar.files import write_atomically, write_json
+from distcifar.store import is_url
 from distcifar.tracking.journal import Journal, append_event
 from distcifar.tracking.model_card import model_card
 from distcifar.tracking.outcome import writer_lock
+from distcifar.tracking.rows import PART_BYTES
 from distcifar.tracking.startup import FILE, Marks, describe, read_startup
 from distcifar.tracking.system import SystemLog
 from distcifar.training.checkpoint import capture, save_model
@@ -32,6 +34,7 @@ from distcifar.training.state import TrainState
 from distcifar.training.summary import Result
 
 SYSTEM_SECONDS = 10.0  # between two lines of system.jsonl
+STORED_PART_BYTES = 4 * 2**20  # of metrics at a URL, where each push sends the newest part whole
 SOON_SECONDS = 10.0  # in which the primary of a driver that was killed has gone
 WRITER_SECONDS = 180.0  # for one that was cut off: until a file server has forgotten its lock
 
@@ -92,7 +95,7 @@ class RunRecorder(Recorder):
         with _storage_errors(job.folder, 0), ExitStack() as unless_begun:
             self._take_lock()
             unless_begun.callback(self._lock.release)
-            self.journal = Journal(job.folder)
+            self.journal = Journal(job.folder, part_bytes=STORED_PART_BYTES if is_url(job.spec.runs) else PART_BYTES)
             self._system = SystemLog(job.folder)
             require_progress(self.journal, job.launch)
             unless_begun.pop_all()  # `close` gives the lock back

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import Timeout
 
+from distcifar.cluster.places import runs_here
 from distcifar.cluster.resume import Origin, adopt, extends, opened_origin, why_not
 from distcifar.config import Recipe, RunSpec, from_dict, to_dict
 from distcifar.errors import RunError, StorageError, TrackingError
@@ -25,11 +26,14 @@ from distcifar.tracking.wandb.artifacts import parse_reference
 
 
 def run_folder(recipe: Recipe, spec: RunSpec) -> Path:
-    """The run directory that `spec` names; else that of the W&B run that goes on, or a new name; absolute."""
-    name = spec.name
+    """The run directory that `spec` names; else that of the W&B run that goes on, or a new name; absolute.
+
+    Of a run at a URL it is this machine's copy.
+    """
+    name, runs = spec.name, runs_here(spec.runs)
     if not name and spec.resume.startswith(SCHEME) and not spec.branch:
-        name = _name_here(Path(spec.runs), parse_reference(spec.resume)[1])
-    return Path(spec.runs).absolute() / (name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        name = _name_here(runs, parse_reference(spec.resume)[1])
+    return runs.absolute() / (name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 def _name_here(runs: Path, wandb_id: str) -> str:

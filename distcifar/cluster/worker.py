@@ -9,9 +9,11 @@ import ray.train.torch
 import torch
 from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
 
+from distcifar.cluster.copies import own_copy
 from distcifar.cluster.rank import train_rank
 from distcifar.cluster.sweeps.gate import Gate
 from distcifar.config import RunSpec
+from distcifar.errors import DistcifarError
 from distcifar.training.allocator import keep_freed_memory
 from distcifar.training.lean import leave_compiler_out
 from distcifar.world import World
@@ -33,7 +35,11 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         if job.gated:
             Gate(job.folder).wait(int(metrics["epoch"]))
 
-    return train_rank(job, world, listen=config["listen"], after_epoch=after_epoch)
+    try:
+        with own_copy(job, world) as job:
+            return train_rank(job, world, listen=config["listen"], after_epoch=after_epoch)
+    except DistcifarError as error:  # of the storage of that copy
+        return {"error": error}
 
 
 def join_world(spec: RunSpec) -> World:

@@ -33,7 +33,7 @@ class RunSpec:
     name: str = ""
     """Run name, the folder under --runs (made from recipe and time if empty)."""
     runs: str = "runs"
-    """Folder of all run directories; on a cluster a path that every node shares."""
+    """Folder of all run directories; on a cluster a path that every node shares, or a URL (s3://bucket/runs)."""
     data_root: str = "data"
     """Folder of the prepared data sets; also a URL (s3://bucket/data), from which each node takes its own copy."""
     data_copies: str = ""

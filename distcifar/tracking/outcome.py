@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from distcifar.store import Store, is_url
 from distcifar.tracking.journal import read_events
 
 BEGINNINGS = ("start", "continue", "rollback")
@@ -34,10 +35,16 @@ class Outcome:
         return {"finished": 0, "ended": 0, "stopped": 130, "preempted": 143, "killed": 137}.get(self.kind, 1)
 
 
-def unfinished_name(runs: Path, stem: str) -> str:
-    """`stem`, `stem`-2, `stem`-3, ...: the first that names no finished run in `runs`."""
+def unfinished_name(runs: str, stem: str) -> str:
+    """`stem`, `stem`-2, `stem`-3, ...: the first that names no finished run in `runs`, a folder or a URL."""
+
+    def is_finished(name: str) -> bool:
+        if is_url(runs):
+            return Store(runs).below(name).read("summary.json") is not None
+        return (Path(runs) / name / "summary.json").exists()
+
     names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-    return next(name for name in names if not (runs / name / "summary.json").exists())
+    return next(name for name in names if not is_finished(name))
 
 
 def launch_lock(folder: Path) -> FileLock:

@@ -21,6 +21,14 @@ class Line:
     received: int = 0
     cuts: int = 0
     down: bool = False  # connections are refused
+    open: list[socket.socket] = field(default_factory=list)
+
+    def cut(self) -> None:
+        """Breaks off all connections that there are, whatever they carry."""
+        for end in list(self.open):
+            self.cuts += 1
+            with suppress(OSError):  # closed already
+                end.shutdown(socket.SHUT_RDWR)
 
     def serve(self, server: socket.socket) -> None:
         while True:
@@ -35,8 +43,10 @@ class Line:
             client.close()
             return
         upstream = socket.create_connection(("127.0.0.1", self.target))
+        self.open.append(client)
         threading.Thread(target=self._pump, args=(client, upstream, False), daemon=True).start()
         self._pump(upstream, client, True)
+        self.open.remove(client)
 
     def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         left = None

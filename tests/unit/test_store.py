@@ -42,6 +42,25 @@ def test_what_is_written_is_read_listed_and_deleted(store: Store, tmp_path: Path
     assert pickle.loads(pickle.dumps(store)).read_at("big", 0, 2) == b"\x00\x01"
 
 
+def test_an_open_file_is_written_whatever_becomes_of_its_name(store: Store, tmp_path: Path):
+    (tmp_path / "here").write_bytes(b"content")
+    with open(tmp_path / "here", "rb") as file:
+        file.read(3)
+        (tmp_path / "here").unlink()
+        store.write("there", file)
+    assert store.read("there") == b"content"
+    with pytest.raises(FileNotFoundError):
+        store.write("there", tmp_path / "here")
+
+
+def test_what_lies_below_a_name_goes_at_once(store: Store):
+    for name in ("a/b/c", "a/b/d/e", "a/bc"):
+        store.write(name, b"x")
+    store.delete_below("a/b")
+    store.delete_below("a/b")
+    assert set(store.listing()) == {"a/bc"}
+
+
 def test_an_empty_place_has_nothing(store: Store):
     assert store.listing() == {}
     assert store.read("x") is None
@@ -67,3 +86,9 @@ def test_a_place_that_does_not_answer_is_told_with_its_address(s3: ObjectStore):
 def test_what_is_no_url_for_files_is_told(wrong: str):
     with pytest.raises(StorageError, match="is no place for files"):
         Store(wrong).listing()
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated():
+    with pytest.raises(StorageError, match=r"has a password in it.*AWS_ACCESS_KEY_ID") as caught:
+        Store("s3://name:hunter2@bucket/a").listing()
+    assert "hunter2" not in str(caught.value)

@@ -1,0 +1,340 @@
+"""Launches of runs at a URL, with a training that is none: what is stored, what is refused, and what goes on."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from distcifar import store as store_module
+from distcifar.cluster import launch as launching
+from distcifar.cluster import lease, pushing, storage
+from distcifar.cluster.job import Announce, Job, Listener
+from distcifar.cluster.launch import RunResult, launch
+from distcifar.cluster.mirror import Mirror
+from distcifar.cluster.places import require_folders, runs_here
+from distcifar.cluster.stopping import StopRequest, stop_on_signals
+from distcifar.config import RunSpec
+from distcifar.errors import ConfigError, DistcifarError, RunError, StorageError
+from distcifar.store import Store
+from distcifar.tracking.journal import read_events, read_rows
+from tests.support.fake_run import DATA, DEBUG, FakeRun
+from tests.support.object_store import ObjectStore, object_store
+
+PER_EPOCH = 3
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[ObjectStore]:
+    with object_store() as found:
+        yield found
+
+
+class Place:
+    """A store that can be away, and machines that have nothing but it in common."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch, self.away = folder, monkeypatch, False
+        self.said: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+        self.during: Callable[[Job], None] = lambda job: None
+        self.url = (folder / "store").as_uri()
+        again = Store._again
+
+        def reached(store: Store, name: str, action: Any) -> Any:
+            if self.away:
+                raise StorageError(f"{store.url} does not answer", "It does", "Wait")
+            return again(store, name, action)
+
+        monkeypatch.setattr(Store, "_again", reached)
+        self.machine("first")
+
+    def machine(self, name: str) -> None:
+        """The commands that follow are typed on another machine."""
+        self.patch.setenv("HOME", str(self.folder / name))
+
+    def here(self, name: str = "a") -> Path:
+        return runs_here(self.url) / name
+
+    def stored(self, name: str = "a") -> dict[str, bytes]:
+        root = self.folder / "store" / name
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    def launch(self, steps: int = 6, **spec: Any) -> RunResult:
+        """What the command does; `during` runs when half of the steps are done."""
+        spec = {"name": "a", "runs": self.url, "device": "cpu", "wandb": "disabled"} | spec
+
+        def fit(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]:
+            with stop_on_signals(StopRequest(job.folder), announce):
+                return self._train(job, steps)
+
+        with pytest.MonkeyPatch.context() as patch:
+            prepared = SimpleNamespace(folder=self.folder / "data", digest=DATA)
+            patch.setattr(launching, "shared_data", lambda *_, **__: prepared)
+            patch.setattr(launching, "collect_facts", lambda *_: {"data_folder": "/d", "data_digest": DATA})
+            patch.setattr(launching, "_fitting", lambda spec: fit)
+            return launch(DEBUG, RunSpec(**spec), listen=self.rows.append, announce=self.said.append)
+
+    def _train(self, job: Job, steps: int) -> dict[str, Any]:
+        run = FakeRun(job.folder, per_epoch=PER_EPOCH)
+        found = sorted((job.folder / "checkpoints").glob("step-*"))
+        if found:
+            run.back_to(int(found[-1].name.removeprefix("step-")))
+        else:
+            run.begin()
+        request, half = StopRequest(job.folder), (run.step + steps) // 2
+        while run.step < steps:
+            run.go(1)
+            if run.step == half:
+                self.during(job)
+            if StopRequest(job.folder).made() or request.made():
+                run.save()
+                return {"stopped": run.step}
+        return {"summary": run.finish()}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(pushing, "PUSH_SECONDS", 0.02)
+    monkeypatch.setattr(pushing, "FLUSH_SECONDS", 0.1)
+    return Place(tmp_path, monkeypatch)
+
+
+def fail(job: Job) -> None:
+    raise RuntimeError("nothing works")
+
+
+def wait(done: Callable[[], Any]) -> None:
+    """Returns once `done()`, within ten seconds."""
+    until = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_run_is_stored_whole_and_the_lease_is_given_back(place: Place):
+    result = place.launch()
+    assert result.place == f"{place.url}/a"
+    assert result.folder == place.here()
+    stored = place.stored()
+    assert stored.pop("writer.json")
+    assert stored == {
+        path.relative_to(place.here()).as_posix(): path.read_bytes()
+        for path in place.here().rglob("*")
+        if path.is_file()
+    }
+    (place.here() / "curves.png").write_bytes(b"png")
+    result.keep("curves.png")
+    assert place.stored()["curves.png"] == b"png"
+
+
+@pytest.mark.parametrize("machine", ["first", "other"])
+def test_a_run_that_failed_goes_on_from_either_machine(place: Place, machine: str):
+    place.during = fail
+    with pytest.raises(RuntimeError, match="nothing works"):
+        place.launch(10)
+    assert "launch.json" not in place.stored()
+    assert json.loads(place.stored()["events.jsonl"].splitlines()[-1])["kind"] == "failed"
+    place.machine(machine)
+    place.during = lambda job: None
+    result = place.launch(10)
+    assert result.summary is not None
+    assert [row["step"] for row in read_rows(place.here()) if row["kind"] == "step"] == list(range(1, 11))
+    assert [event["kind"] for event in read_events(place.here())] == ["start", "failed", "continue", "finished"]
+
+
+def test_in_a_bucket_over_a_line_that_is_cut_it_is_the_same(place: Place, s3: ObjectStore):
+    place.patch.setattr(store_module, "PAUSE_SECONDS", 0.01)
+
+    def cut(job: Job) -> None:
+        s3.line.cut_after, s3.line.cuts = [100, 1500, 700], 0
+        for _ in range(8):
+            s3.line.cut()
+            time.sleep(0.03)
+        raise RuntimeError("nothing works")
+
+    place.url, place.during = s3.url("runs", over_line=True), cut
+    with pytest.raises(RuntimeError, match="nothing works"):
+        place.launch(10)
+    before = read_rows(place.here())
+    place.machine("other")
+    place.url, place.during = s3.url("runs"), lambda job: None
+    assert place.launch(10).place == "s3://bucket/runs/a"
+    assert s3.line.cuts
+    assert [event["kind"] for event in read_events(place.here())] == ["start", "failed", "continue", "finished"]
+    rows = read_rows(place.here())
+    assert rows[: len(before) - 2] == before[:-2]
+    assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, 11))
+
+
+def test_a_finished_run_is_refused_from_another_machine_and_stays_as_it_is(place: Place):
+    place.launch()
+    stored = place.stored()
+    place.machine("other")
+    with pytest.raises(StorageError, match="The run 'a' is finished"):
+        place.launch()
+    assert stored | {"writer.json": b""} == place.stored() | {"writer.json": b""}
+
+
+def test_overwrite_replaces_what_is_stored(place: Place):
+    place.launch(9)
+    place.machine("other")
+    place.during = fail
+    with pytest.raises(RuntimeError):
+        place.launch(4, overwrite=True)
+    names = set(place.stored())
+    assert "summary.json" not in names
+    assert not [name for name in names if name.startswith(("model/", "checkpoints/step-00000009"))]
+
+
+def test_a_mistake_leaves_nothing_there(place: Place):
+    with pytest.raises(DistcifarError):
+        place.launch(resume=str(place.folder / "nothing"))
+    assert place.stored() == {}
+    (place.folder / "store" / "b").mkdir(parents=True)
+    (place.folder / "store" / "b" / "train.beton").write_text("x")
+    with pytest.raises(StorageError, match=r"/b holds other files\..*--name"):
+        place.launch(name="b")
+    assert place.stored("b") == {"train.beton": b"x"}
+
+
+def test_while_the_store_is_away_training_goes_on(place: Place):
+    def away(job: Job) -> None:
+        place.away = True
+        wait(lambda: any("Training goes on" in text for text in place.said))
+        place.away = False
+        with open(job.folder / "events.jsonl", "a"):
+            wait(lambda: any("answers again" in text for text in place.said))
+
+    place.during = away
+    assert place.launch().summary is not None
+    assert len([text for text in place.said if "Training goes on" in text]) == 1
+    assert "summary.json" in place.stored()
+
+
+def test_an_end_that_cannot_be_stored_is_told_and_goes_on_from_the_copy(place: Place):
+    def away(job: Job) -> None:
+        place.away = True
+
+    place.during = away
+    with pytest.raises(StorageError, match=r"The end of the run is not in .*/a, but in .*first.*Type the same command"):
+        place.launch(10)
+    assert "summary.json" not in place.stored()
+    assert len(list((place.here() / "checkpoints").glob("step-*"))) > 1
+    steps = len(read_rows(place.here()))
+    place.away, place.during = False, lambda job: None
+    (place.here() / "summary.json").unlink()  # as if it had been stopped then
+    place.launch(10)
+    assert read_events(place.here())[-2]["text"].startswith("at step 9"), "not at the last one that was stored"
+    assert len(read_rows(place.here())) == steps
+    assert "summary.json" in place.stored()
+
+
+def test_a_copy_that_another_machine_has_overtaken_is_not_gone_on_from(place: Place):
+    def away(job: Job) -> None:
+        place.away = True
+
+    place.during = away
+    with pytest.raises(StorageError):
+        place.launch(20)
+    place.machine("other")
+    place.away, place.during = False, fail
+    with pytest.raises(RuntimeError):
+        place.launch(17)
+    stored = place.stored()
+    place.machine("first")
+    place.during = lambda job: None
+    with pytest.raises(StorageError, match="The run 'a' exists"):
+        place.launch(resume="never")
+    assert (place.here() / "events.jsonl").read_bytes() == stored["events.jsonl"]
+
+
+def test_who_is_taken_over_stops_and_leaves_the_rest_to_the_other(place: Place):
+    def taken(job: Job) -> None:
+        Mirror(job.folder, Store(place.url).below("a"), "other").take()
+        wait(lambda: StopRequest(job.folder).made())
+
+    place.during = taken
+    with pytest.raises(RunError, match="taken over by another command"):
+        place.launch(100)
+    assert place.stored()["writer.json"] == b"other"
+    assert b"failed" not in place.stored()["events.jsonl"]
+
+
+def test_a_second_command_is_refused_while_the_first_lives(place: Place):
+    place.patch.setattr(lease, "BEAT_SECONDS", 0.05)
+    found: list[BaseException] = []
+    store = Store(place.url).below("a")
+
+    def second(job: Job) -> None:
+        place.machine("other")
+        try:
+            with lease.leased(store, "a", "second", (), place.said.append, beat=1.0):
+                pytest.fail("two hold it")
+        except RunError as error:
+            found.append(error)
+        place.machine("first")
+
+    place.patch.setattr(storage, "leased", lambda *words: lease.leased(*words, beat=0.01))
+    place.during = second
+    place.launch()
+    assert f"process {os.getpid()}" in str(found[0])
+
+
+def test_a_stop_is_handed_to_workers_elsewhere_and_what_they_leave_comes_back(place: Place, tmp_path: Path):
+    """The workers are a thread with a copy of their own; the driver follows."""
+    place.patch.setattr(launching, "_is_local", lambda spec: False)
+    place.patch.setattr(storage, "FOLLOW_SECONDS", 0.05)
+    place.patch.setattr(pushing, "STOP_SECONDS", 0.05)
+    workers = tmp_path / "workers" / "a"
+    train = Place._train
+
+    def on_workers(self: Place, job: Job, steps: int) -> dict[str, Any]:
+        assert job.store == f"{place.url}/a"
+        from distcifar.cluster.pull import pull_to_go_on
+        from distcifar.cluster.pushing import Pusher
+
+        mirror = Mirror(workers, Store(job.store), "ranks")
+        mirror.take()
+        assert pull_to_go_on(mirror)
+        with Pusher(mirror, place.said.append, obeys=True):
+            return train(self, job.__class__(**(vars(job) | {"folder": workers})), steps)
+
+    place.patch.setattr(Place, "_train", on_workers)
+
+    def stop(job: Job) -> None:
+        threading.Timer(0.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        wait(lambda: StopRequest(workers).made())
+
+    place.during = stop
+    result = place.launch(10)
+    assert result.stopped_at == 5
+    told = [(row["kind"], row["step"]) for row in place.rows]
+    assert told == [("start", 0), ("step", 1), ("step", 2), ("step", 3), ("epoch", 3), ("step", 4), ("step", 5)], (
+        "nobody has followed here: all of it came with the last look"
+    )
+    assert (place.here() / "checkpoints" / "step-00000005").is_dir()
+    assert len(read_rows(place.here())) == len(read_rows(workers)) == 6
+    assert json.loads(place.stored()["events.jsonl"].splitlines()[-1])["text"] == "at step 5 (SIGTERM)"
+    shutil.rmtree(workers)
+    place.during = lambda job: None
+    assert place.launch(10).summary is not None
+    assert read_rows(place.here())[-1]["step"] == 10
+    assert (place.here() / "model" / "model.safetensors").exists()
+    assert "stop" not in place.stored()
+
+
+@pytest.mark.parametrize("words", [("--runs", "s3://b/runs"), ("--runs=s3://b/runs",), ("s3://b/runs",)])
+def test_programs_that_read_folders_say_where_this_machine_has_one(words: tuple[str, ...]):
+    with pytest.raises(ConfigError, match=rf"'s3://b/runs' is a URL.*{runs_here('s3://b/runs')}.*aws s3 sync"):
+        require_folders(words)
+    require_folders(["--runs", "runs", "a"])
