@@ -144,7 +144,7 @@ class Store:
         if self._opened is None:
             from pyarrow.fs import FileSystem  # a quarter of a second
 
-            if "@" in urlsplit(self.url).netloc:
+            if urlsplit(self.url).password is not None:
                 raise StorageError(
                     "The URL has a password in it",
                     "Run directories and W&B keep what was typed, for all to read",

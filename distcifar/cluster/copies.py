@@ -8,17 +8,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import Timeout
+
 from distcifar.cluster.job import Job
 from distcifar.cluster.mirror import Mirror
 from distcifar.cluster.places import HOME, Marks, runs_here
 from distcifar.cluster.pull import hand_over, pull_to_go_on
 from distcifar.cluster.pushing import Pusher
 from distcifar.cluster.rank import agreed
+from distcifar.cluster.recorder import SOON_SECONDS, WRITER_SECONDS
 from distcifar.cluster.stopping import StopRequest
-from distcifar.errors import DistcifarError, StorageError
+from distcifar.cluster.watchdog import leave_mark
+from distcifar.errors import DistcifarError, RunError, StorageError
 from distcifar.store import Store
 from distcifar.tracking.journal import append_event
-from distcifar.tracking.outcome import writer_lock
+from distcifar.tracking.outcome import run_lock, writer_lock
 from distcifar.world import World
 
 
@@ -52,20 +56,15 @@ def own_copy(job: Job, world: World) -> Iterator[Job]:
 
 
 def _pull_once(mirror: Mirror) -> None:
-    """What is stored, for all ranks of this machine: the first one brings it, under the lock of the primary."""
+    """What is stored, for all ranks of this machine: the first one brings it, and the others wait for it."""
     folder, marks = mirror.folder, Marks(mirror.folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with writer_lock(folder):
+        with run_lock(folder, "pull"):
             if mirror.token in marks.read():
                 return
-            if not pull_to_go_on(mirror):
-                raise StorageError(
-                    f"{mirror.store.url.partition('?')[0]} holds no run",
-                    "Workers take the run that the command has put there",
-                    "Type the same command again",
-                )
-            StopRequest(folder).clear()
+            with _alone(folder):
+                _pull(mirror)
             marks.write([mirror.token])
     except OSError as error:
         raise StorageError(
@@ -73,6 +72,37 @@ def _pull_once(mirror: Mirror) -> None:
             "Each machine has a copy of a run at a URL",
             f"Make room, or let {HOME} be writable there",
         ) from error
+
+
+def _pull(mirror: Mirror) -> None:
+    if not pull_to_go_on(mirror):
+        raise StorageError(
+            f"{mirror.store.url.partition('?')[0]} holds no run",
+            "Workers take the run that the command has put there",
+            "Type the same command again",
+        )
+    StopRequest(mirror.folder).clear()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Without the primary of an older group, which may live on for a while and ends itself when it finds a mark."""
+    lock = writer_lock(folder)
+    for seconds in (SOON_SECONDS, WRITER_SECONDS):
+        with suppress(Timeout):
+            lock.acquire(timeout=seconds, poll_interval=0.1)
+            break
+        leave_mark(folder)
+    else:
+        raise RunError(
+            f"Another process writes into {folder} on {platform.node()}",
+            "A run has one primary worker",
+            "Wait for the other one to end, or choose another --name",
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _tell(folder: Path, text: str) -> None:

@@ -57,6 +57,7 @@ class Sign:
 def leave_mark(folder: Path) -> str:
     """The run directory belongs to the group of this process from now on; ranks of another one end themselves."""
     mark = uuid.uuid4().hex
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MARK, mark)
     return mark
 

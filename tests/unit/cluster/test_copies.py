@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+from distcifar.cluster import copies
 from distcifar.cluster.copies import own_copy
 from distcifar.cluster.job import Job
 from distcifar.cluster.mirror import Mirror
 from distcifar.cluster.places import runs_here
+from distcifar.cluster.watchdog import mark_of
 from distcifar.config import RunSpec
-from distcifar.errors import StorageError
+from distcifar.errors import RunError, StorageError
 from distcifar.store import Store
 from distcifar.tracking.journal import append_event, read_rows
+from distcifar.tracking.outcome import writer_lock
 from distcifar.world import World
 from tests.support.fake_run import DATA, DEBUG, FakeRun
 
@@ -98,6 +101,16 @@ def test_a_problem_on_any_rank_is_raised_on_all(job: Job):
         own_copy(job, OfTwo(rank=1, size=2, firsts=("token", None, problem))),
     ):
         pytest.fail("it goes on")
+
+
+def test_a_primary_that_lives_on_is_told_to_end_and_not_waited_for_for_ever(job: Job, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(copies, "SOON_SECONDS", 0.1)
+    monkeypatch.setattr(copies, "WRITER_SECONDS", 0.1)
+    folder = runs_here(job.spec.runs) / ".ranks" / "a"
+    folder.mkdir(parents=True)
+    with writer_lock(folder), pytest.raises(RunError, match="Another process writes"), own_copy(job, World()):
+        pytest.fail("two write")
+    assert mark_of(folder)
 
 
 def test_without_a_run_there_is_nothing_to_go_on_with(job: Job):
