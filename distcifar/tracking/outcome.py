@@ -11,7 +11,7 @@ from distcifar.tracking.journal import read_events
 
 BEGINNINGS = ("start", "continue", "rollback")
 ENDS = ("stopped", "failed", "ended")
-LOCKS = ("launch", "writer", "online", "offline")  # who trains, who writes, who ships where
+LOCKS = ("launch", "writer", "pull", "online", "offline")  # who trains, writes, brings it from a URL, ships where
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import pytest
 from ray.tune.result import TRIAL_INFO
 
 from distcifar.cluster.sweeps import trial as trials
+from distcifar.cluster.sweeps.search import Stopping
 from distcifar.cluster.sweeps.training import KeptImages
 from distcifar.cluster.sweeps.trial import TrialProcess
 from distcifar.config import RunSpec
 from distcifar.config.space import Space, ranged
 from distcifar.config.sweep import SweepSpec
-from distcifar.errors import DivergenceError, StorageError
+from distcifar.errors import DivergenceError, ResourceError, StorageError
 from distcifar.sweep.folder import Results, Sweep, result_of, write_sweep
 from distcifar.tracking.journal import read_events
 from distcifar.tracking.rows import epoch_rows
@@ -134,9 +135,20 @@ def test_a_training_that_diverges_is_not_tried_again(sweep):
 
 
 def test_what_may_go_away_is_raised_for_tune_to_try_again(sweep):
-    full = ending({"error": StorageError("The disk is full", "", "")})
-    with patch.object(trials, "epochs_of", full), pytest.raises(RuntimeError, match="disk is full"):
+    busy = ending({"error": ResourceError("The cluster has 1 CPU", "", "")})
+    with patch.object(trials, "epochs_of", busy), pytest.raises(RuntimeError, match="has 1 CPU"):
         process(sweep).step()
+
+
+def test_a_disk_that_is_full_stops_the_search_and_is_no_result_of_the_trial(sweep):
+    with patch.object(trials, "epochs_of", ending({"error": StorageError("The disk is full", "", "")})):
+        found = process(sweep).step()
+    assert (found["interrupted"], found["done"], found["unwritable"]) == (True, False, "The disk is full.")
+    stopping = Stopping()
+    assert not stopping("000", {})
+    assert not stopping.stop_all()
+    stopping("000", found)
+    assert stopping.stop_all()
 
 
 def test_early_stopping_ends_a_trial(sweep):
