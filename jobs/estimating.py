@@ -14,8 +14,8 @@ def show_estimate(recipe: Recipe, spec: RunSpec, prices: str, argv: list[str]) -
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # else each of several ranks prints DDP's advice
     from rich.console import Console
 
-    from distcifar.cluster.estimate_run import estimate_run
-    from distcifar.cluster.estimate_screen import show_outlook
+    from distcifar.cluster.estimates.run import estimate_run
+    from distcifar.cluster.estimates.screen import show_outlook
 
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     cluster = Path(__file__).parents[1] / "cluster.yaml"

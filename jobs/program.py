@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distcifar.cluster.places import require_folders
+from distcifar.cluster.stored.places import require_folders
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.values import value_of
 from distcifar.errors import DistcifarError

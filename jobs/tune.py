@@ -20,7 +20,7 @@ from flags import RecipeFlags, TrialFlags
 from program import INTERRUPTED, command, from_environment, run_program
 
 from distcifar.cluster import ENVIRONMENT
-from distcifar.cluster.places import require_folders
+from distcifar.cluster.stored.places import require_folders
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.sweep import SweepSpec
 from distcifar.recipes import RECIPES, get_recipe

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distcifar.cluster.estimates.figures import foretold
 from distcifar.cluster.facts import collect_facts
-from distcifar.cluster.figures import foretold
 from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.run_folder import claim_run, discard_if_unused, only_launch, run_folder
 from distcifar.cluster.stopping import StopRequest
-from distcifar.cluster.storage import RunCopy, run_copy
+from distcifar.cluster.stored.storage import RunCopy, run_copy
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.shared import shared_data
 from distcifar.errors import DistcifarError, ResourceError

@@ -12,8 +12,8 @@ from typing import Any
 
 from filelock import Timeout
 
-from distcifar.cluster.places import runs_here
 from distcifar.cluster.resume import Origin, adopt, extends, opened_origin, why_not
+from distcifar.cluster.stored.places import runs_here
 from distcifar.config import Recipe, RunSpec, from_dict, to_dict
 from distcifar.errors import RunError, StorageError, TrackingError
 from distcifar.files import ASIDE, sweep_aside, sync_folder, write_json

@@ -9,8 +9,8 @@ import ray.train.torch
 import torch
 from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME
 
-from distcifar.cluster.copies import own_copy
 from distcifar.cluster.rank import train_rank
+from distcifar.cluster.stored.copies import own_copy
 from distcifar.cluster.sweeps.gate import Gate
 from distcifar.config import RunSpec
 from distcifar.errors import DistcifarError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distcifar.cluster.estimate import estimate
-from distcifar.cluster.figures import Measured
+from distcifar.cluster.estimates.estimate import estimate
+from distcifar.cluster.estimates.figures import Measured
 from distcifar.config import RunSpec, from_dict
 from distcifar.recipes import RECIPES
 

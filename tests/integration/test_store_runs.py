@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from distcifar.cluster.mirror import Mirror
-from distcifar.cluster.places import runs_here
-from distcifar.cluster.pull import Follower
+from distcifar.cluster.stored.mirror import Mirror
+from distcifar.cluster.stored.places import runs_here
+from distcifar.cluster.stored.pull import Follower
 from distcifar.sealed import MODEL_FILES, verify
 from distcifar.store import Store
 from distcifar.tracking.journal import read_events, read_rows

@@ -157,7 +157,7 @@ def test_the_head_stays_and_workers_are_spot_machines_from_none_up():
 
 
 def test_what_the_file_says_of_machines_is_what_the_price_table_says():
-    known = {kind["name"]: kind for kind in json.loads(text("distcifar/cluster/prices.json"))["instances"]}
+    known = {kind["name"]: kind for kind in json.loads(text("distcifar/cluster/estimates/prices.json"))["instances"]}
     for name, kind in TYPES.items():
         machine = known[kind["node_config"]["InstanceType"]]
         if name != "head":  # which offers none of what it has

@@ -219,7 +219,7 @@ def test_a_launch_that_is_refused_for_its_failures_leaves_the_run_to_the_next_on
 STAMPS = {  # a name; notes of a moment
     "cluster/run_folder.py": 1,
     "cluster/facts.py": 1,
-    "cluster/estimate_run.py": 1,
+    "cluster/estimates/run.py": 1,
     "cluster/census.py": 2,  # compares clocks
     "tracking/journal.py": 1,
     "tracking/system.py": 1,

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distcifar.cluster.estimate import estimate
-from distcifar.cluster.figures import Measured
-from distcifar.cluster.prices import Card, Instance, PriceTable
+from distcifar.cluster.estimates.estimate import estimate
+from distcifar.cluster.estimates.figures import Measured
+from distcifar.cluster.estimates.prices import Card, Instance, PriceTable
 from distcifar.config import Recipe, RunSpec
 
 NOT_MEASURED = "not measured"

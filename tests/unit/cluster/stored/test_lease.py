@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from distcifar.cluster import lease
-from distcifar.cluster.lease import leased, require_lease
+from distcifar.cluster.stored import lease
+from distcifar.cluster.stored.lease import leased, require_lease
 from distcifar.errors import RunError
 from tests.support.memory_store import MemoryStore
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-from distcifar.cluster.layout import STOP
-from distcifar.cluster.mirror import Mirror
 from distcifar.cluster.stopping import StopRequest
+from distcifar.cluster.stored.layout import STOP
+from distcifar.cluster.stored.mirror import Mirror
 from distcifar.errors import DistcifarError, RunError, StorageError
 from distcifar.store import Store
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from distcifar.cluster.estimate import Figures, Workload, counted_bytes, phases
+from distcifar.cluster.estimates.counts import workload
+from distcifar.cluster.estimates.estimate import Figures, Workload, counted_bytes, phases
 from distcifar.cluster.time_model import Observation, fit_step_time
-from distcifar.cluster.trial_counts import workload
 from distcifar.cluster.worker import set_up_torch
 from distcifar.config import Recipe, RunSpec, ScheduleConfig
 from distcifar.data.build import OpenData, open_data

@@ -10,7 +10,7 @@ from distcifar.config.values import conform, require, require_range
 from distcifar.errors import ConfigError
 
 TABLE = Path(__file__).parent / "prices.json"
-REMEDY = "distcifar/cluster/prices.json shows the form"
+REMEDY = "distcifar/cluster/estimates/prices.json shows the form"
 
 
 @dataclass(frozen=True, kw_only=True)

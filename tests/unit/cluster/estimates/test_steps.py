@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from distcifar.cluster import trial_steps
-from distcifar.cluster.estimate import checkpoint_bytes, estimate
-from distcifar.cluster.trial_counts import activation_bytes, forward_flops
-from distcifar.cluster.trial_steps import EPOCHS, Trial, endless, measured_here
+from distcifar.cluster.estimates import steps as trial_steps
+from distcifar.cluster.estimates.counts import activation_bytes, forward_flops
+from distcifar.cluster.estimates.estimate import checkpoint_bytes, estimate
+from distcifar.cluster.estimates.steps import EPOCHS, Trial, endless, measured_here
 from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, RunSpec
 from distcifar.data.build import open_data
 from distcifar.data.prepare import PreparedData, prepare

@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Any
 
 from distcifar.cluster.job import Announce, Listener
-from distcifar.cluster.layout import RUN, STOP, WRITER, is_ours
-from distcifar.cluster.lease import leased, require_lease
-from distcifar.cluster.mirror import Mirror
-from distcifar.cluster.places import Marks
-from distcifar.cluster.pull import Follower, pull_to_go_on
-from distcifar.cluster.pushing import Pusher
 from distcifar.cluster.stopping import StopRequest
+from distcifar.cluster.stored.layout import RUN, STOP, WRITER, is_ours
+from distcifar.cluster.stored.lease import leased, require_lease
+from distcifar.cluster.stored.mirror import Mirror
+from distcifar.cluster.stored.places import Marks
+from distcifar.cluster.stored.pull import Follower, pull_to_go_on
+from distcifar.cluster.stored.pushing import Pusher
 from distcifar.config import RunSpec
 from distcifar.errors import DistcifarError, StorageError
 from distcifar.store import Store, is_url

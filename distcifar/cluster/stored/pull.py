@@ -6,8 +6,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from distcifar.cluster.layout import MANIFEST, NOTES, RUN, is_plain, is_table, plain_files, sealed_folders
-from distcifar.cluster.mirror import EVENTS, Mirror, signature
+from distcifar.cluster.stored.layout import MANIFEST, NOTES, RUN, is_plain, is_table, plain_files, sealed_folders
+from distcifar.cluster.stored.mirror import EVENTS, Mirror, signature
 from distcifar.errors import CheckpointError
 from distcifar.files import folder_aside, write_atomically
 from distcifar.sealed import verify

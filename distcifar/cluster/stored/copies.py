@@ -11,13 +11,13 @@ from pathlib import Path
 from filelock import Timeout
 
 from distcifar.cluster.job import Job
-from distcifar.cluster.mirror import Mirror
-from distcifar.cluster.places import HOME, Marks, runs_here
-from distcifar.cluster.pull import hand_over, pull_to_go_on
-from distcifar.cluster.pushing import Pusher
 from distcifar.cluster.rank import agreed
 from distcifar.cluster.recorder import SOON_SECONDS, WRITER_SECONDS
 from distcifar.cluster.stopping import StopRequest
+from distcifar.cluster.stored.mirror import Mirror
+from distcifar.cluster.stored.places import HOME, Marks, runs_here
+from distcifar.cluster.stored.pull import hand_over, pull_to_go_on
+from distcifar.cluster.stored.pushing import Pusher
 from distcifar.cluster.watchdog import leave_mark
 from distcifar.errors import DistcifarError, RunError, StorageError
 from distcifar.store import Store

@@ -3,9 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
-from distcifar.cluster.estimate import Estimate
-from distcifar.cluster.estimate_run import Outlook
-from distcifar.cluster.offers import Offer
+from distcifar.cluster.estimates.estimate import Estimate
+from distcifar.cluster.estimates.offers import Offer
+from distcifar.cluster.estimates.run import Outlook
 from distcifar.tracking.console import clock
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))

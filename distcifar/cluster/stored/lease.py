@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from distcifar.cluster.layout import LAUNCH
+from distcifar.cluster.stored.layout import LAUNCH
 from distcifar.errors import RunError, StorageError
 from distcifar.store import Store
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distcifar.cluster.estimate import Figures, Workload, estimate
+from distcifar.cluster.estimates.estimate import Figures, Workload, estimate
 from distcifar.cluster.facts import hardware
-from distcifar.cluster.places import runs_here
+from distcifar.cluster.stored.places import runs_here
 from distcifar.config import Recipe, RunSpec, from_dict, to_dict
 from distcifar.errors import ConfigError, StorageError
 from distcifar.files import write_json

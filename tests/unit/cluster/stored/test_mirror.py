@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distcifar.cluster.layout import free_place, is_ours, leftovers, whole_folders
-from distcifar.cluster.mirror import Mirror
-from distcifar.cluster.pull import Follower, hand_over, pull_to_go_on
+from distcifar.cluster.stored.layout import free_place, is_ours, leftovers, whole_folders
+from distcifar.cluster.stored.mirror import Mirror
+from distcifar.cluster.stored.pull import Follower, hand_over, pull_to_go_on
 from distcifar.errors import RunError
 from distcifar.sealed import MODEL_FILES, verify
 from distcifar.tracking.journal import JournalFollower, append_event, read_events, read_rows

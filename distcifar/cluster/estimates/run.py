@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from distcifar.cluster.estimate import Estimate, Figures, estimate
+from distcifar.cluster.estimates.estimate import Estimate, Figures, estimate
+from distcifar.cluster.estimates.figures import Measured, keep, kind, known, last_start, machine_of, measured_link
+from distcifar.cluster.estimates.offers import NOT_MEASURED, Offer, cheapest, offers
+from distcifar.cluster.estimates.prices import PriceTable, instance_types, read_prices
 from distcifar.cluster.facts import hardware
-from distcifar.cluster.figures import Measured, keep, kind, known, last_start, machine_of, measured_link
 from distcifar.cluster.job import Announce
-from distcifar.cluster.offers import NOT_MEASURED, Offer, cheapest, offers
-from distcifar.cluster.places import runs_here
-from distcifar.cluster.prices import PriceTable, instance_types, read_prices
+from distcifar.cluster.stored.places import runs_here
 from distcifar.config import Recipe, RunSpec
-from distcifar.data.prepare import prepare
+from distcifar.data.shared import shared_data
 from distcifar.errors import ResourceError
 from distcifar.tracking.startup import Marks
 
@@ -47,9 +47,9 @@ def estimate_run(recipe: Recipe, spec: RunSpec, *, cluster: Path, prices: str, a
     machine = machine_of(facts, spec.device)
     places = len(gpus) or facts["cores"]
     ranks = spec.workers or len(gpus) or 1
-    data = prepare(recipe.data, Path(spec.data_root).absolute(), spec.source, announce=announce)
+    data = shared_data(recipe.data, spec.data_root, spec.data_copies, spec.source, announce=announce)
     announce(f"Measuring a few steps of {recipe.name} here ({machine}); half a minute at most for a small net")
-    from distcifar.cluster.trial_steps import Trial, measured_here
+    from distcifar.cluster.estimates.steps import Trial, measured_here
 
     together = ranks if ranks <= places else 1
     threads = spec.cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // min(ranks, places))

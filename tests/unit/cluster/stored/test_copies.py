@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from distcifar.cluster import copies
-from distcifar.cluster.copies import own_copy
 from distcifar.cluster.job import Job
-from distcifar.cluster.mirror import Mirror
-from distcifar.cluster.places import runs_here
+from distcifar.cluster.stored import copies
+from distcifar.cluster.stored.copies import own_copy
+from distcifar.cluster.stored.mirror import Mirror
+from distcifar.cluster.stored.places import runs_here
 from distcifar.cluster.watchdog import mark_of
 from distcifar.config import RunSpec
 from distcifar.errors import RunError, StorageError

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distcifar.cluster.estimate import Workload
+from distcifar.cluster.estimates.estimate import Workload
 from distcifar.data.prepare import PreparedData
 from distcifar.training.state import TrainState
 from distcifar.training.step import Losses, autocast

@@ -15,12 +15,12 @@ import pytest
 
 from distcifar import store as store_module
 from distcifar.cluster import launch as launching
-from distcifar.cluster import lease, pushing, storage
 from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.launch import RunResult, launch
-from distcifar.cluster.mirror import Mirror
-from distcifar.cluster.places import require_folders, runs_here
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
+from distcifar.cluster.stored import lease, pushing, storage
+from distcifar.cluster.stored.mirror import Mirror
+from distcifar.cluster.stored.places import require_folders, runs_here
 from distcifar.config import RunSpec
 from distcifar.errors import ConfigError, DistcifarError, RunError, StorageError
 from distcifar.store import Store
@@ -300,8 +300,8 @@ def test_a_stop_is_handed_to_workers_elsewhere_and_what_they_leave_comes_back(pl
 
     def on_workers(self: Place, job: Job, steps: int) -> dict[str, Any]:
         assert job.store == f"{place.url}/a"
-        from distcifar.cluster.pull import pull_to_go_on
-        from distcifar.cluster.pushing import Pusher
+        from distcifar.cluster.stored.pull import pull_to_go_on
+        from distcifar.cluster.stored.pushing import Pusher
 
         mirror = Mirror(workers, Store(job.store), "ranks")
         mirror.take()

@@ -10,11 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distcifar.cluster.estimate import Figures, Workload, checkpoint_bytes, counted_bytes, estimate, num_steps, pace
-from distcifar.cluster.estimate import training_seconds as seconds_of
-from distcifar.cluster.figures import Measured, foretold, keep, kind, known, machine_of, measured_link
-from distcifar.cluster.offers import NOT_MEASURED, cheapest, offers
-from distcifar.cluster.prices import Card, Instance, PriceTable, instance_types, read_prices
+from distcifar.cluster.estimates.estimate import (
+    Figures,
+    Workload,
+    checkpoint_bytes,
+    counted_bytes,
+    estimate,
+    num_steps,
+    pace,
+)
+from distcifar.cluster.estimates.estimate import training_seconds as seconds_of
+from distcifar.cluster.estimates.figures import Measured, foretold, keep, kind, known, machine_of, measured_link
+from distcifar.cluster.estimates.offers import NOT_MEASURED, cheapest, offers
+from distcifar.cluster.estimates.prices import Card, Instance, PriceTable, instance_types, read_prices
 from distcifar.cluster.time_model import StepTime
 from distcifar.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe, RunSpec, to_dict
 from distcifar.errors import ConfigError
@@ -235,7 +243,7 @@ def _file(runs: Path, measured: Measured) -> str:
 
 def test_a_run_is_told_its_time_where_such_a_machine_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     facts = {"gpus": [], "processor": "a CPU", "cores": 2}
-    monkeypatch.setattr("distcifar.cluster.figures.hardware", lambda: facts)
+    monkeypatch.setattr("distcifar.cluster.estimates.figures.hardware", lambda: facts)
     spec = RunSpec(runs=str(tmp_path))
     assert foretold(RECIPE, spec) == {}
     keep(tmp_path, kind(RECIPE, spec), here("2 cores of another CPU", on_gpu=False))

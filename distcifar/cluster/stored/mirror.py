@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from distcifar.cluster.layout import (
+from distcifar.cluster.stored.layout import (
     CHECKPOINTS,
     MANIFEST,
     MODEL,
@@ -26,7 +26,7 @@ from distcifar.cluster.layout import (
     sealed_folders,
     whole_folders,
 )
-from distcifar.cluster.lease import taken_over
+from distcifar.cluster.stored.lease import taken_over
 from distcifar.store import Store, Stored
 from distcifar.tracking.rows import NEWEST, last_row
 
