@@ -4,6 +4,7 @@ An object is there whole or not at all; several of them become valid together by
 """
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from distcifar.errors import StorageError
+from distcifar.files import ASIDE
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -55,8 +57,13 @@ class Store:
 
         def action(system: "FileSystem", path: str) -> bytes | None:
             try:
-                with system.open_input_stream(path) as stream:
-                    return bytes(stream.read())
+                while True:
+                    with system.open_input_file(path) as file:
+                        content = bytes(file.read_at(file.size(), 0))  # one request: parts could be of two objects
+                    if (
+                        len(content) == system.get_file_info(path).size
+                    ):  # else it was replaced by a longer one meanwhile
+                        return content
             except FileNotFoundError:
                 return None
 
@@ -84,11 +91,16 @@ class Store:
         def action(system: "FileSystem", path: str) -> None:
             source = BytesIO(content) if isinstance(content, bytes) else content
             source.seek(0)
-            if system.type_name == "local":
-                system.create_dir(path.rpartition("/")[0])
-            with system.open_output_stream(path) as stream:
+            folder, _, last = path.rpartition("/")
+            local = system.type_name == "local"  # where a file has its name before it is whole
+            target = f"{folder}/{ASIDE}{uuid.uuid4().hex[:8]}-{last}" if local else path
+            if local:
+                system.create_dir(folder)
+            with system.open_output_stream(target) as stream:
                 while chunk := source.read(CHUNK):
                     stream.write(chunk)
+            if local:
+                system.move(target, path)
 
         self._again(name, action)
 
@@ -119,7 +131,7 @@ class Store:
             from pyarrow.fs import FileSelector, FileType
 
             found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
-            files = [info for info in found if info.type == FileType.File]
+            files = [info for info in found if info.type == FileType.File and not info.base_name.startswith(ASIDE)]
             names = [info.path[len(path) :].lstrip("/") for info in files]
             return {n: Stored(n, info.size, info.mtime_ns or 0) for n, info in zip(names, files, strict=True)}
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "sealed": {"errors", "files"},
-    "store": {"errors"},
+    "store": {"errors", "files"},
     "config": {"errors"},
     "world": {"errors"},
     "recipes": {"config", "errors"},

@@ -167,7 +167,9 @@ def test_what_the_file_says_of_machines_is_what_the_price_table_says():
 @pytest.mark.parametrize("name", FILES)
 def test_nodes_are_set_up_as_the_readme_does_it(name: str):
     """`make setup` is .ci/setup, and a node has all files that .ci/setup reads, and no others."""
-    recipe = subprocess.run(["make", "-n", "-B", "setup"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    recipe = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-B", "setup"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert recipe.strip() == "bash .ci/setup"
     assert "bash ~/distcifar/.ci/setup" in config(name)["setup_commands"]
     mounts = {far.removeprefix("~/distcifar/"): near for far, near in config(name)["file_mounts"].items()}

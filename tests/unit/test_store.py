@@ -1,6 +1,7 @@
 """Files at a URL: whole or not at all, also over a line that is cut."""
 
 import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,25 @@ def test_what_lies_below_a_name_goes_at_once(store: Store):
     store.delete_below("a/b")
     store.delete_below("a/b")
     assert set(store.listing()) == {"a/bc"}
+
+
+def test_who_reads_while_it_is_written_sees_the_older_one_or_the_new_one(store: Store):
+    contents = [bytes([letter]) * 300_000 for letter in b"ab"]
+    store.write("x", contents[0])
+    over = threading.Event()
+
+    def write() -> None:
+        other = Store(store.url)
+        for turn in range(30):
+            other.write("x", contents[turn % 2])
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not over.is_set():
+        assert store.read("x") in contents
+    writer.join()
+    assert set(store.listing()) == {"x"}
 
 
 def test_an_empty_place_has_nothing(store: Store):
