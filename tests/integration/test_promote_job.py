@@ -176,6 +176,7 @@ run.finish()
 """
 
 
+@pytest.mark.slow
 def test_online_each_act_is_on_the_server_at_once_and_another_machine_pulls_it(runs, tmp_path, lab):
     env, here = lab.client(tmp_path / "home"), ("--runs", runs)
     subprocess.run([sys.executable, "-c", SHIPPED, str(runs / "good/model")], env=env, cwd=tmp_path, check=True)
@@ -317,6 +318,7 @@ run.finish()
 """
 
 
+@pytest.mark.slow
 def test_what_a_hostile_server_has_is_not_written_anywhere(runs, tmp_path, lab, monkeypatch):
     env, secret = lab.client(tmp_path / "home"), tmp_path / "secret"
     secret.write_text("secret")
@@ -358,6 +360,7 @@ def replaced(lab: Lab, home: Path, code: str) -> None:
     subprocess.run([sys.executable, "-c", code], env=lab.client(home), cwd=home, check=True)
 
 
+@pytest.mark.slow
 def test_a_promotion_from_another_runs_folder_is_judged_by_the_model_that_has_the_alias_in_wandb(runs, tmp_path, lab):
     env, there, here = lab.client(tmp_path / "home"), ("--runs", runs), ("--runs", tmp_path / "second")
     promote("better", "--to", "production", *there, env=env)

@@ -752,6 +752,7 @@ def test_content_that_was_changed_on_the_server_is_found(
             verify(Path(folder) / "checkpoints" / "step-00000008")
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_holds_up_no_step(
     lab: Lab, run: FakeRun, machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):

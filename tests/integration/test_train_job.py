@@ -121,6 +121,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert ended.stdout.split("\n")[-2:] == ["[] 0 True", ""], ended.stderr
 
 
+@pytest.mark.slow
 def test_a_program_that_has_imported_the_compiler_ends_without_a_word(place: Path):
     """torchvision, which reads MNIST's files, imports it; its library told of thousands of leaks at the exit."""
     program = (

@@ -180,10 +180,13 @@ def test_a_disk_that_takes_no_measurement_is_a_problem_and_no_crash(run: Run):
 
 
 def test_a_second_primary_is_refused_and_the_first_one_s_lock_outlives_it(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "SOON_SECONDS", 0.1)
     monkeypatch.setattr(module, "WRITER_SECONDS", 0.2)
     for _ in range(2):
+        told: list[Any] = []
         with pytest.raises(RunError, match="Another process writes"):
-            RunRecorder(run.job, run.data, 1, silence)
+            RunRecorder(run.job, run.data, 1, told.append)
+        assert [event["kind"] for event in told] == ["waiting"], "it is said why nothing happens"
     run.recorder.close()
     RunRecorder(run.job, run.data, 1, silence).close()
 
