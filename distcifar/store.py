@@ -47,6 +47,11 @@ class Store:
     pause: float = PAUSE_SECONDS
     _opened: "tuple[FileSystem, str] | None" = field(default=None, repr=False)
 
+    @property
+    def place(self) -> str:
+        """The URL without its query, for the user."""
+        return self.url.partition("?")[0]
+
     def below(self, name: str) -> "Store":
         """The place `name` within this one."""
         base, _, query = self.url.partition("?")  # endpoint_override, region, ...: pyarrow.fs.S3FileSystem
@@ -147,7 +152,7 @@ class Store:
             except OSError as error:
                 problem = error
         raise StorageError(
-            f"{self.url.partition('?')[0]}{'/' + name if name else ''}: {_first_line(problem)}",
+            f"{self.place}{'/' + name if name else ''}: {_first_line(problem)}",
             f"A place for files answers within {self.tries} tries",
             "Check the address, the network, and the credentials (for s3:// those that the AWS tools use)",
         ) from problem

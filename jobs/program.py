@@ -12,6 +12,7 @@ from distcifar.cluster.stored.places import require_folders
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.values import value_of
 from distcifar.errors import DistcifarError
+from distcifar.store import is_url
 from distcifar.tracking.outcome import unfinished_name
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is set for what `ray job submit` runs
@@ -49,8 +50,7 @@ def from_environment(spec: RunSpec, recipe: Recipe | None = None) -> RunSpec:
     os.environ.pop("WANDB_MODE", None)  # the client would refuse to go online, though it is asked to
     spec = replace(spec, **found, runs=place(spec.runs), data_root=place(spec.data_root))
     if JOB in os.environ and recipe is not None and not spec.name and spec.resume == "auto":
-        stem = f"{recipe.name}-{recipe.digest()[:6]}"
-        return replace(spec, name=unfinished_name(spec.runs, stem))
+        return replace(spec, name=unfinished_name(spec.runs, f"{recipe.name}-{recipe.digest()[:6]}"))
     return spec
 
 
@@ -59,7 +59,7 @@ def place(folder: str | Path) -> str:
 
     That is ~/distcifar where it is not set; on several machines it must be storage that all of them share.
     """
-    if JOB not in os.environ or "://" in str(folder):
+    if JOB not in os.environ or is_url(folder):
         return str(folder)
     return str(Path(os.environ.get(HOME) or "~/distcifar").expanduser() / folder)
 

@@ -1,73 +1,24 @@
 """A running cluster looked at: what each node says, clocks, what dead drivers have left, secrets in clear text."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
-from ray._private.state import state
-from ray.core.generated import common_pb2, gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distcifar.cluster.session import connected
-from distcifar.config import RunSpec
-from distcifar.errors import ResourceError
+from distcifar.cluster import gcs
 
 NODE_SECONDS = 90.0  # in which a node must have answered: it starts a process that imports torch
 CLOCK_SECONDS = 10.0  # for one question to a node that has answered before
 CLOCK_TRIES = 5  # of which the one with the shortest way there and back counts
-LOST = (common_pb2.NodeDeathInfo.UNEXPECTED_TERMINATION, common_pb2.NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)
-GONE = gcs_pb2.PlacementGroupTableData.REMOVED
-DEAD = gcs_pb2.ActorTableData.DEAD
 Names = Callable[[str], list[str]]  # the names of what looks like a secret in a JSON document
-
-
-@contextmanager
-def visiting(address: str) -> Iterator[None]:
-    """A connection to the cluster at `address`. Raises ResourceError: no answer, no token, other versions."""
-    entered = False
-    try:
-        with connected(RunSpec(address=address), 0):
-            entered = True
-            yield
-    except (RuntimeError, ConnectionError, ray.exceptions.RayError) as reason:
-        if entered:
-            raise
-        raise _refusal(address, reason) from reason
-
-
-def _refusal(address: str, reason: BaseException) -> ResourceError:
-    text, cause = str(reason), reason.__cause__ or reason.__context__
-    while cause is not None:  # Ray says why only in what led to its own exception
-        text, cause = f"{text}\n{cause}", cause.__cause__ or cause.__context__
-    if "AuthenticationError" in text or "InvalidAuthToken" in text:
-        remedy = "export RAY_AUTH_MODE=token, and copy the head's ~/.ray/auth_token here (mode 600)"
-        return ResourceError(f"The head at {address} takes no connection without its token", "It asks for one", remedy)
-    rule = "Ray and Python must have the same versions on all machines, and the head must answer"
-    return ResourceError(
-        f"The head at {address} refuses: {text.strip().splitlines()[0]}", rule, "make setup here and there"
-    )
-
-
-def nodes() -> list[dict[str, Any]]:
-    """The nodes that there are or were: {"id", "address", "host", "alive", "died": why, "" if on purpose}."""
-    return [
-        {
-            "id": node["NodeID"],
-            "address": node["NodeManagerAddress"],
-            "host": node["NodeManagerHostname"],
-            "alive": node["Alive"],
-            "died": node["DeathReasonMessage"] or "lost" if node["DeathReason"] in LOST else "",
-        }
-        for node in ray.nodes()
-    ]
 
 
 def on_each_node(function: Callable[..., Any], *words: Any, seconds: float = NODE_SECONDS) -> dict[str, Any]:
     """What `function(*words)` gives on each living node, by its id; {"problem": why} where there is no answer."""
-    asked = {_on(node["id"], function, *words): node["id"] for node in nodes() if node["alive"]}
+    asked = {_on(node["id"], function, *words): node["id"] for node in gcs.nodes() if node["alive"]}
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
     answers: dict[str, Any] = {asked[answer]: {"problem": f"no answer in {seconds:.0f} s"} for answer in late}
     for answer in late:
@@ -120,33 +71,21 @@ def leaks() -> dict[str, Any]:
 
     Ray's own lasting actors (of jobs, Serve, Ray Data) are none; those of Ray Train are: they guard one training.
     """
-    accessor = state._connect_and_get_accessor()
-    dead = {job.job_id for job in _jobs() if job.is_dead}
-    groups = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
-    actors = map(gcs_pb2.ActorTableData.FromString, accessor.get_actor_table(None, None))
+    dead = {program.job_id for program in gcs.programs() if program.is_dead}
     return {
-        "groups": [_group(group) for group in groups if group.state != GONE and group.creator_job_id in dead],
+        "groups": [
+            _group(group) for group in gcs.groups() if group.state != gcs.GROUP.REMOVED and group.creator_job_id in dead
+        ],
         "actors": [
             _actor(actor)
-            for actor in actors
-            if actor.is_detached and actor.state != DEAD and actor.job_id in dead and not _is_rays_own(actor)
+            for actor in gcs.actors()
+            if actor.is_detached and actor.state != gcs.ACTOR.DEAD and actor.job_id in dead and not _is_rays_own(actor)
         ],
     }
 
 
-def _jobs() -> list[Any]:
-    table = state._connect_and_get_accessor().get_job_table(
-        skip_submission_job_info_field=False, skip_is_running_tasks_field=True
-    )
-    return [gcs_pb2.JobTableData.FromString(job) for job in table]
-
-
 def _group(group: Any) -> dict[str, Any]:
-    held: dict[str, float] = {}
-    for bundle in group.bundles:
-        for name, amount in bundle.unit_resources.items():
-            held[name] = held.get(name, 0.0) + amount
-    return {"id": group.placement_group_id.hex(), "name": group.name, "resources": held}
+    return {"id": group.placement_group_id.hex(), "name": group.name, "resources": gcs.held(group)}
 
 
 def _actor(actor: Any) -> dict[str, Any]:
@@ -180,7 +119,7 @@ def remove_leaks(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
 def secrets_of_jobs(secret_names: Names) -> list[dict[str, Any]]:
     """Jobs, also past ones, whose runtime_env has secrets in clear text: {"job", "names"}. Their values stay here."""
     found = []
-    for job in _jobs():
+    for job in gcs.programs():
         documents = (job.config.runtime_env_info.serialized_runtime_env, job.job_info.runtime_env_json)
         if names := {name for document in documents for name in secret_names(document)}:
             found.append({"job": job.job_id.hex(), "names": sorted(names)})

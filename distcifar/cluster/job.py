@@ -2,14 +2,13 @@
 
 import platform
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distcifar.config import Recipe, RunSpec
 from distcifar.data.shared import folder_here
-from distcifar.tracking.journal import append_event
+from distcifar.tracking.journal import note_event
 from distcifar.tracking.startup import Marks
 
 Listener = Callable[[dict[str, Any]], None]  # is given each metrics row, and each event
@@ -35,7 +34,6 @@ class Job:
         """The folder of the betons on this machine, which may have to fetch them; the run's events tell of that."""
 
         def tell(text: str) -> None:
-            with suppress(OSError):  # storage that is gone is told by what cannot go on without it
-                append_event(self.folder, "data", f"{platform.node()}: {text}")
+            note_event(self.folder, "data", f"{platform.node()}: {text}")
 
         return folder_here(self.recipe.data, self.spec.data_root, self.spec.data_copies, self.data, tell)

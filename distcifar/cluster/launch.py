@@ -22,7 +22,7 @@ from distcifar.data.shared import shared_data
 from distcifar.errors import DistcifarError, ResourceError
 from distcifar.store import Store
 from distcifar.tracking.identity import read_identity
-from distcifar.tracking.journal import append_event, read_events
+from distcifar.tracking.journal import note_event, read_events
 from distcifar.tracking.shipping.ship import Shipping
 from distcifar.tracking.shipping.tracker import Tracker
 from distcifar.tracking.startup import Marks, in_a_line, read_startup
@@ -44,7 +44,7 @@ class RunResult:
     @property
     def place(self) -> str:
         """Where the run is, in words."""
-        return self.url.partition("?")[0] or str(self.folder)
+        return Store(self.url).place or str(self.folder)
 
     def keep(self, *names: str) -> None:
         """Stores files that were made in `folder` since. Raises StorageError."""
@@ -110,22 +110,16 @@ def _told(job: Job, copy: RunCopy, fit: "Future[Fit]", listen: Listener, announc
             raise result["error"]
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            _note(job, "stopped", "at once (SIGINT)", signal="SIGINT")
+            note_event(job.folder, "stopped", "at once (SIGINT)", signal="SIGINT")
         elif _has_begun(job) or not isinstance(error, DistcifarError):  # a mistake before that ends no run
-            _note(job, "failed", f"{type(error).__name__}: {error}")
+            note_event(job.folder, "failed", f"{type(error).__name__}: {error}")
         if isinstance(error, DistcifarError):
             discard_if_unused(job.folder)
         raise
     if "stopped" in result:
         reason = StopRequest(job.folder).reason()
-        _note(job, "stopped", f"at step {result['stopped']} ({reason or 'asked to'})", signal=reason)
+        note_event(job.folder, "stopped", f"at step {result['stopped']} ({reason or 'asked to'})", signal=reason)
     return result
-
-
-def _note(job: Job, kind: str, text: str, **facts: str) -> None:
-    """An event; a disk that is full or gone is told by what it has kept from going on, not by this."""
-    with suppress(OSError):
-        append_event(job.folder, kind, text, **facts)
 
 
 def _has_begun(job: Job) -> bool:

@@ -6,7 +6,7 @@ for a scheduler's decision (sweeps/trial.py), or goes on at once. Nothing here k
 
 import platform
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from distcifar.cluster.stopping import StopRequest
 from distcifar.cluster.watchdog import Pulse
 from distcifar.data.build import OpenData, open_data
 from distcifar.errors import CheckpointError, DistcifarError, DivergenceError, ResourceError
-from distcifar.tracking.journal import append_event
+from distcifar.tracking.journal import note_event
 from distcifar.tracking.startup import FirstStep
 from distcifar.training.allocator import return_freed_memory
 from distcifar.training.build import build_state, first_images
@@ -78,9 +78,8 @@ def rank_epochs(job: Job, world: World, *, listen: Listener, opener: Opener | No
     except DistcifarError as error:
         return {"error": error}
     except Exception as error:
-        with suppress(OSError):  # storage that is gone is not to hide the cause
-            text = f"rank {world.rank} on {platform.node()}: {type(error).__name__}: {error}"
-            append_event(job.folder, "failure", text)
+        text = f"rank {world.rank} on {platform.node()}: {type(error).__name__}: {error}"
+        note_event(job.folder, "failure", text)
         raise
     finally:
         recorder.close()

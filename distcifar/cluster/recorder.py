@@ -7,22 +7,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
 from safetensors import SafetensorError
 
 from distcifar.cluster.hardware import samples_of
 from distcifar.cluster.job import Job, Listener
 from distcifar.cluster.restarts import last_step, require_progress
 from distcifar.cluster.straggler import Stragglers
-from distcifar.cluster.watchdog import leave_mark, remove_mark
+from distcifar.cluster.watchdog import remove_mark
+from distcifar.cluster.writer import take_writer_lock
 from distcifar.config import to_dict
 from distcifar.data.build import OpenData
-from distcifar.errors import CheckpointError, DivergenceError, RunError, StorageError
+from distcifar.errors import CheckpointError, DivergenceError, StorageError
 from distcifar.files import write_atomically, write_json
 from distcifar.store import is_url
 from distcifar.tracking.journal import Journal, append_event
 from distcifar.tracking.model_card import model_card
-from distcifar.tracking.outcome import writer_lock
 from distcifar.tracking.rows import PART_BYTES
 from distcifar.tracking.startup import FILE, Marks, describe, read_startup
 from distcifar.tracking.system import SystemLog
@@ -35,8 +34,6 @@ from distcifar.training.summary import Result
 
 SYSTEM_SECONDS = 10.0  # between two lines of system.jsonl
 STORED_PART_BYTES = 4 * 2**20  # of metrics at a URL, where each push sends the newest part whole
-SOON_SECONDS = 10.0  # in which the primary of a driver that was killed has gone
-WRITER_SECONDS = 180.0  # for one that was cut off: until a file server has forgotten its lock
 
 
 def silence(row: Row) -> None:
@@ -91,9 +88,8 @@ class RunRecorder(Recorder):
     def __init__(self, job: Job, data: OpenData, workers: int, listen: Listener) -> None:
         self._folder, self._spec, self._launch = job.folder, job.spec, job.launch
         self._data, self._workers, self._listen = data, workers, listen
-        self._lock = writer_lock(job.folder)
         with _storage_errors(job.folder, 0), ExitStack() as unless_begun:
-            self._take_lock()
+            self._lock, self._mark = take_writer_lock(job.folder, self._tell_wait)
             unless_begun.callback(self._lock.release)
             self.journal = Journal(job.folder, part_bytes=STORED_PART_BYTES if is_url(job.spec.runs) else PART_BYTES)
             self._system = SystemLog(job.folder)
@@ -185,6 +181,9 @@ class RunRecorder(Recorder):
         with self._noting():
             self._listen(self.journal.event(kind, text, **facts))
 
+    def _tell_wait(self, text: str) -> None:
+        self._listen(append_event(self._folder, "waiting", text))
+
     def _name_stragglers(self, own: Sequence[OwnTime]) -> None:
         for found in self._stragglers.new(own):
             samples = {sample["rank"]: sample for sample in samples_of(self._folder, self._workers)}
@@ -200,22 +199,6 @@ class RunRecorder(Recorder):
             self._measure_at = now + (SYSTEM_SECONDS if samples else 1.0)
             if samples:
                 self._system.append(self._state.progress.step, samples)
-
-    def _take_lock(self) -> None:
-        self._mark = leave_mark(self._folder)  # a primary that lives on elsewhere, cut off, gives the lock back then
-        for seconds in (SOON_SECONDS, WRITER_SECONDS):
-            try:
-                self._lock.acquire(timeout=seconds, poll_interval=0.1)
-                return
-            except Timeout:
-                if seconds == SOON_SECONDS:
-                    text = f"another process still writes into the run directory; waiting {WRITER_SECONDS:.0f} s for it"
-                    self._listen(append_event(self._folder, "waiting", text))
-        raise RunError(
-            f"Another process writes into {self._folder}",
-            "A run has one primary worker",
-            "Wait for the other one to end, or choose another --name",
-        )
 
     @contextmanager
     def _noting(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from distcifar.cluster.session import Workers, ray_session
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
 from distcifar.cluster.waiting import Lookout, Patience, warn_of_leaks
 from distcifar.errors import DistcifarError, RunError
-from distcifar.tracking.journal import JournalFollower, append_event
+from distcifar.tracking.journal import JournalFollower, note_event
 
 FOLLOW_SECONDS = 0.3  # how often the driver looks for new rows
 
@@ -33,7 +33,7 @@ def fit_on_ray(job: Job, listen: Listener, announce: Announce) -> dict[str, Any]
         result = _fit_once(job, listen, announce)
         if not isinstance(result, RayActorError) or not left:
             break
-        append_event(job.folder, "failure", "Ray's controller died")
+        note_event(job.folder, "failure", "Ray's controller died")
         announce("Ray's controller died: starting it and the workers again")
     if isinstance(result, BaseException):
         raise own_error(result)
@@ -70,7 +70,7 @@ def _followed(job: Job, workers: Workers, answer: Answer, listen: Listener, anno
             patience.sign_of_life()
         if result is None:
             for words in lookout.lost():
-                append_event(job.folder, "node lost", words)
+                note_event(job.folder, "node lost", words)
             patience.look()
     return result
 

@@ -57,14 +57,24 @@ def connected(spec: RunSpec, num_cpus: int) -> Iterator[None]:
         else:
             start_head(num_cpus=num_cpus, **options)
     except (RuntimeError, OSError, ray.exceptions.RayError) as error:
-        if (plain := in_plain_words(error)) is not None:
-            raise plain from error
-        raise
+        plain = in_plain_words(error)
+        if plain is None and not spec.address:
+            raise
+        raise plain or _refusal(spec.address, error) from error
     try:
         with nullcontext() if spec.verbose else _unheard():
             yield
     finally:
         ray.shutdown()
+
+
+def _refusal(address: str, error: BaseException) -> ResourceError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ResourceError(
+        f"The head at {address} refuses: {lines[0]}",
+        "Ray and Python must have the same versions on all machines, and the head must answer",
+        "make setup here and there; --verbose shows Ray's own words",
+    )
 
 
 @contextmanager

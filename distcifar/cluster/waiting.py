@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private.state import state
-from ray.core.generated import gcs_pb2
 
+from distcifar.cluster import gcs
 from distcifar.cluster.session import Workers
 from distcifar.errors import ResourceError
 
-GROUP = gcs_pb2.PlacementGroupTableData
+WAITING = (gcs.GROUP.PENDING, gcs.GROUP.RESCHEDULING)
 PATIENCE_SECONDS = 15.0  # without a sign of the workers, after which the user is told what they wait for
 LOOK_SECONDS = 5.0  # between two looks at the cluster
 
@@ -75,36 +74,28 @@ class Patience:
 
 
 class Lookout:
-    """Notices nodes that the cluster loses while a run goes on."""
+    """Notices nodes that the cluster loses while a run goes on; not those that are taken away on purpose."""
 
     def __init__(self) -> None:
-        self._alive, self._look = set(addresses(ray.nodes())), time.monotonic()
+        self._alive, self._look = _alive(gcs.nodes()), time.monotonic()
 
     def lost(self) -> list[str]:
         """A sentence for each node that is lost since the last look, which is seconds ago."""
         now = time.monotonic()
         if now - self._look < LOOK_SECONDS:
             return []
-        self._look = now
-        nodes = ray.nodes()
-        alive = addresses(nodes)
-        reasons = {node["NodeID"]: node.get("DeathReasonMessage") or "" for node in nodes}
-        gone = {node: address for node, address in addresses(nodes, alive=False).items() if node in self._alive}
-        self._alive = set(alive)
-        return [f"{address} does not answer any more{_why(reasons[node])}" for node, address in gone.items()]
+        nodes = gcs.nodes()
+        gone = [node for node in nodes if node["id"] in self._alive and not node["alive"] and node["died"]]
+        self._alive, self._look = _alive(nodes), now
+        return [f"{node['host']} ({node['address']}) does not answer any more: {_short(node['died'])}" for node in gone]
 
 
-def addresses(nodes: Sequence[Mapping[str, Any]], *, alive: bool = True) -> dict[str, str]:
-    """By node, host and address of those that live, or do not."""
-    return {
-        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        for node in nodes
-        if node["Alive"] == alive
-    }
+def _alive(nodes: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {node["id"] for node in nodes if node["alive"]}
 
 
-def _why(reason: str) -> str:
-    return f": {reason.split('. ')[0].strip().rstrip('.')}" if reason.strip() else ""
+def _short(reason: str) -> str:
+    return reason.split(". ")[0].strip().rstrip(".")
 
 
 def lacks(workers: Workers, have: Mapping[str, float]) -> bool:
@@ -145,35 +136,25 @@ def is_waiting(workers: Workers, have: Mapping[str, float]) -> bool:
     """Whether places were asked for by this program and are not given, or cannot be."""
     own = ray.get_runtime_context().get_job_id()
     return lacks(workers, have) or any(
-        group.creator_job_id.hex() == own and group.state in (GROUP.PENDING, GROUP.RESCHEDULING) for group in _groups()
+        group.creator_job_id.hex() == own and group.state in WAITING for group in gcs.groups()
     )
 
 
 def holders() -> list[Holder]:
     """What is reserved on the cluster for other programs: placement groups, as Ray Train and Tune make them."""
     own = ray.get_runtime_context().get_job_id()
-    table = state._connect_and_get_accessor().get_job_table(
-        skip_submission_job_info_field=False, skip_is_running_tasks_field=True
-    )
-    jobs = {job.job_id.hex(): job for job in map(gcs_pb2.JobTableData.FromString, table)}
-    placed = [group for group in _groups() if group.state == GROUP.CREATED and group.creator_job_id.hex() != own]
-    return [_holder(group, jobs) for group in placed]
+    programs = {program.job_id.hex(): program for program in gcs.programs()}
+    placed = [group for group in gcs.groups() if group.state == gcs.GROUP.CREATED and group.creator_job_id.hex() != own]
+    return [_holder(group, programs) for group in placed]
 
 
-def _groups() -> list[Any]:
-    return list(map(GROUP.FromString, state._connect_and_get_accessor().get_placement_group_table()))
-
-
-def _holder(group: Any, jobs: Mapping[str, Any]) -> Holder:
+def _holder(group: Any, programs: Mapping[str, Any]) -> Holder:
     number = group.creator_job_id.hex()
-    job = jobs.get(number)
-    held: dict[str, float] = {}
-    for bundle in group.bundles:
-        for name, amount in bundle.unit_resources.items():
-            held[name] = held.get(name, 0.0) + amount
-    if job is None:
-        return Holder(number, held)
-    return Holder(number, held, job.entrypoint, job.config.metadata.get("job_submission_id", ""), job.is_dead)
+    program = programs.get(number)
+    if program is None:
+        return Holder(number, gcs.held(group))
+    submission = program.config.metadata.get("job_submission_id", "")
+    return Holder(number, gcs.held(group), program.entrypoint, submission, program.is_dead)
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 
 from distcifar.cluster.collectives import flight_record, last_collective
 from distcifar.files import write_atomically
-from distcifar.tracking.journal import append_event
+from distcifar.tracking.journal import append_event, note_event
 from distcifar.world import World
 
 TICK = 1.0  # seconds between two refreshes
@@ -165,8 +165,7 @@ class Pulse:
         alive = [rank for rank, sign in after.items() if rank not in before or sign.tick != before[rank].tick]
         if self._rank == min(alive, default=self._rank):
             text = f"no step for {waited:.0f} s, held up by {', '.join(map(str, culprits(before, after)))}"
-            with contextlib.suppress(OSError):  # the storage may be what hangs
-                append_event(self._folder, "standing still", f"{text}; ended after {self._seconds:.0f} s of it")
+            note_event(self._folder, "standing still", f"{text}; ended after {self._seconds:.0f} s of it")
 
     def _give_up(self, waited: float) -> None:
         """Names who hangs, leaves this process's stacks, and ends it; unless it goes on in the meantime."""

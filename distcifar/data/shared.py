@@ -68,7 +68,7 @@ def local_copy(config: DataConfig, root: str, copies: Path, announce: Announce) 
     texts = sidecars(store, config)
     if texts is None:
         raise DataError(
-            f"{store.url.partition('?')[0]} holds no prepared data",
+            f"{store.place} holds no prepared data",
             "Workers copy what was prepared before",
             f"Prepare it: python jobs/prepare.py {config.dataset} --root {root.partition('?')[0]}",
         )
@@ -84,7 +84,7 @@ def local_copy(config: DataConfig, root: str, copies: Path, announce: Announce) 
 def put(prepared: PreparedData, store: Store, announce: Announce) -> None:
     """Copies a prepared folder into `store`. The training split's sidecar goes last: it says that all is there."""
     size = sum(manifest.size_bytes for manifest in prepared.manifests.values())
-    announce(f"Putting {prepared.folder.name} ({size / 1e6:,.0f} MB) to {store.url.partition('?')[0]}")
+    announce(f"Putting {prepared.folder.name} ({size / 1e6:,.0f} MB) to {store.place}")
     splits = [split for split in reversed(SPLITS) if split in prepared.manifests]
     for suffix in ("", ".json"):
         for split in splits:
@@ -119,7 +119,7 @@ def _is_copy(folder: Path, texts: dict[str, bytes]) -> bool:
 
 
 def _fetch(store: Store, folder: Path, texts: dict[str, bytes], announce: Announce) -> None:
-    place = store.url.partition("?")[0]
+    place = store.place
     manifests = {split: from_text(text, Path(place) / f"{split}.beton.json", "Prepare it anew: --repair")
                  for split, text in texts.items()}  # fmt: skip
     parts = folder.with_name(f".{folder.name}.parts")  # stays when a fetch breaks off
@@ -175,8 +175,7 @@ def _read_blocks(store: Store, name: str, manifest: Manifest, first: int) -> lis
             return blocks[:count]
     start = first * BLOCK_BYTES
     raise DataError(
-        f"{store.url.partition('?')[0]}/{name} is damaged: bytes {start}-{start + BLOCK_BYTES - 1} are not as its "
-        "sidecar says",
+        f"{store.place}/{name} is damaged: bytes {start}-{start + BLOCK_BYTES - 1} are not as its sidecar says",
         "A beton is read only as it was written",
         "Prepare it anew into the same place: python jobs/prepare.py DATASET --root URL --repair",
     )

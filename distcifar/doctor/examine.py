@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from distcifar.cluster import census
+from distcifar.cluster import census, gcs
+from distcifar.cluster.session import connected
+from distcifar.config import RunSpec
 from distcifar.doctor import checks_cluster as cluster
 from distcifar.doctor import checks_machine as machine
 from distcifar.doctor import checks_ray as ray
@@ -57,7 +59,7 @@ def examine(place: Place, address: str, say: Callable[[str], None]) -> Report:
         return Report(findings, {"machine": facts})
     say(f"Looking at the cluster at {address}")
     try:
-        with census.visiting(address):
+        with connected(RunSpec(address=address), 0):
             seen = look_at_cluster(place)
     except ResourceError as reason:
         findings.append(error("cluster", reason.found, reason.rule, reason.remedy))
@@ -75,7 +77,7 @@ def look_at_cluster(place: Place) -> Facts:
     there = replace(place, environment={}, working_dir=None)  # secrets of this machine's environment stay here
     machines = census.on_each_node(gather_node, there)
     return {
-        "nodes": {node["id"]: node for node in census.nodes()},
+        "nodes": {node["id"]: node for node in gcs.nodes()},
         "machines": machines,
         "skews": census.clock_skews(node for node, machine in machines.items() if "problem" not in machine),
         "leaks": census.leaks(),

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from distcifar.cluster.census import leaks, remove_leaks, visiting
+from distcifar.cluster.census import leaks, remove_leaks
+from distcifar.cluster.session import connected
+from distcifar.config import RunSpec
 from distcifar.doctor.findings import Finding
 from distcifar.doctor.gather import Place
 from distcifar.doctor.ray_here import answers, dead_sessions, exposed
@@ -67,7 +69,7 @@ def remove_leftovers(place: Place, address: str, say: Say) -> None:
 
 def free_places(place: Place, address: str, say: Say) -> None:
     """Placement groups and detached actors of dead drivers."""
-    with visiting(address):
+    with connected(RunSpec(address=address), 0):
         remove_leaks(leaks(), say)
 
 

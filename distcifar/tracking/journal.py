@@ -166,6 +166,12 @@ def append_event(folder: Path, kind: str, text: str, **facts: Any) -> dict[str, 
     return event
 
 
+def note_event(folder: Path, kind: str, text: str, **facts: Any) -> None:
+    """`append_event`; storage that is full or gone is told by what cannot go on without it, not by this."""
+    with suppress(OSError):
+        append_event(folder, kind, text, **facts)
+
+
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """The events of a run directory, without lines that a killed process left half-written."""
     path = folder / "events.jsonl"

@@ -8,21 +8,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import Timeout
-
 from distcifar.cluster.job import Job
 from distcifar.cluster.rank import agreed
-from distcifar.cluster.recorder import SOON_SECONDS, WRITER_SECONDS
 from distcifar.cluster.stopping import StopRequest
 from distcifar.cluster.stored.mirror import Mirror
 from distcifar.cluster.stored.places import HOME, Marks, runs_here
 from distcifar.cluster.stored.pull import hand_over, pull_to_go_on
 from distcifar.cluster.stored.pushing import Pusher
-from distcifar.cluster.watchdog import leave_mark
-from distcifar.errors import DistcifarError, RunError, StorageError
+from distcifar.cluster.writer import take_writer_lock
+from distcifar.errors import DistcifarError, StorageError
 from distcifar.store import Store
-from distcifar.tracking.journal import append_event
-from distcifar.tracking.outcome import run_lock, writer_lock
+from distcifar.tracking.journal import note_event
+from distcifar.tracking.outcome import run_lock
 from distcifar.world import World
 
 
@@ -63,8 +60,11 @@ def _pull_once(mirror: Mirror) -> None:
         with run_lock(folder, "pull"):
             if mirror.token in marks.read():
                 return
-            with _alone(folder):
+            lock, _ = take_writer_lock(folder)  # the primary of an older group may live on for a while
+            try:
                 _pull(mirror)
+            finally:
+                lock.release()
             marks.write([mirror.token])
     except OSError as error:
         raise StorageError(
@@ -77,35 +77,13 @@ def _pull_once(mirror: Mirror) -> None:
 def _pull(mirror: Mirror) -> None:
     if not pull_to_go_on(mirror):
         raise StorageError(
-            f"{mirror.store.url.partition('?')[0]} holds no run",
+            f"{mirror.store.place} holds no run",
             "Workers take the run that the command has put there",
             "Type the same command again",
         )
     StopRequest(mirror.folder).clear()
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Without the primary of an older group, which may live on for a while and ends itself when it finds a mark."""
-    lock = writer_lock(folder)
-    for seconds in (SOON_SECONDS, WRITER_SECONDS):
-        with suppress(Timeout):
-            lock.acquire(timeout=seconds, poll_interval=0.1)
-            break
-        leave_mark(folder)
-    else:
-        raise RunError(
-            f"Another process writes into {folder} on {platform.node()}",
-            "A run has one primary worker",
-            "Wait for the other one to end, or choose another --name",
-        )
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _tell(folder: Path, text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-    with suppress(OSError):  # a disk that is full or gone is told by what cannot go on without it
-        append_event(folder, "storage", text)
+    note_event(folder, "storage", text)

@@ -25,7 +25,7 @@ class Pusher:
 
     def __init__(self, mirror: Mirror, tell: Callable[[str], None], *, obeys: bool) -> None:
         self._mirror, self._tell = mirror, tell
-        self._place = mirror.store.url.partition("?")[0]
+        self._place = mirror.store.place
         self._over = threading.Event()
         self._away = False
         self._problem: Exception | None = None

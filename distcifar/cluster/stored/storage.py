@@ -4,7 +4,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ from distcifar.cluster.stored.pushing import Pusher
 from distcifar.config import RunSpec
 from distcifar.errors import DistcifarError, StorageError
 from distcifar.store import Store, is_url
-from distcifar.tracking.journal import append_event, read_events
+from distcifar.tracking.journal import note_event, read_events
 from distcifar.tracking.rows import RowFollower, last_row
 
 FOLLOW_SECONDS = 2.0  # between two looks at what is new, or as long as the last one took
@@ -53,7 +53,7 @@ def run_copy(spec: RunSpec, folder: Path, launch: str, announce: Announce) -> It
     store, marks = Store(spec.runs).below(folder.name), Marks(folder)
     if not is_ours(store.listing()):
         raise StorageError(
-            f"{store.url.partition('?')[0]} holds other files",
+            f"{store.place} holds other files",
             "A run needs a place of its own",
             "Choose --name",
         )
@@ -126,8 +126,7 @@ class StoredCopy(RunCopy):
 
     def _tell(self, text: str) -> None:
         self._announce(text)
-        with suppress(OSError):  # a disk that is full or gone is told by what cannot go on without it
-            append_event(self._folder, "storage", text)
+        note_event(self._folder, "storage", text)
 
 
 class Late:

@@ -7,13 +7,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from distcifar.cluster.job import Announce
 from distcifar.errors import TrackingError
 from distcifar.sweep.folder import Result, Sweep, read_results
-from distcifar.tracking.journal import append_event
+from distcifar.tracking.journal import note_event
 from distcifar.tracking.outcome import told_outcome
 from distcifar.tracking.shipping.ship import Shipping
 from distcifar.tracking.shipping.tracker import Tracker
@@ -52,7 +51,7 @@ class Trials:
         """The user has stopped the search: so are the trials that have begun and not ended."""
         for path in self._sweep.trials.glob("*/tracking.json"):
             if told_outcome(path.parent) is None:
-                _note(path.parent, "stopped", "with the search, by its user")
+                note_event(path.parent, "stopped", "with the search, by its user")
 
     def measured(self) -> None:
         """The models of the confirmed winner have been, on the test images."""
@@ -87,12 +86,7 @@ def _note_end(sweep: Sweep, result: Result) -> None:
     else:
         whole = "at its end" if result.epoch >= sweep.recipe.total_epochs else "early, by the search,"
         kind, text = "ended", f"{whole} after epoch {result.epoch}; best validation accuracy {result.score:.2%}"
-    _note(sweep.trials / result.run, kind, text)
-
-
-def _note(folder: Path, kind: str, text: str) -> None:
-    with suppress(OSError):  # storage that is gone is told by what cannot go on without it
-        append_event(folder, kind, text)
+    note_event(sweep.trials / result.run, kind, text)
 
 
 def _is_online(wanted: str, environment: Mapping[str, str], announce: Announce) -> bool:

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 import distcifar
-from distcifar.cluster import recorder, restarts
+from distcifar.cluster import recorder, restarts, writer
 from distcifar.cluster.job import Job
 from distcifar.cluster.launch import RunResult
 from distcifar.config import OptimConfig, Recipe
@@ -199,7 +199,7 @@ def test_a_launch_that_is_refused_for_its_failures_leaves_the_run_to_the_next_on
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(restarts.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(recorder, "WRITER_SECONDS", 0.2)
+    monkeypatch.setattr(writer, "WRITER_SECONDS", 0.2)
     (tmp_path / "run").mkdir()
     job = Job(PLAIN, spec_of(tmp_path, "run"), tmp_path / "run", tmp_path, DATA, "first")
     for _ in range(3):

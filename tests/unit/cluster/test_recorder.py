@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from distcifar.cluster import recorder as module
+from distcifar.cluster import writer
 from distcifar.cluster.job import Job
 from distcifar.cluster.recorder import Recorder, RunRecorder, silence
 from distcifar.errors import RunError, StorageError
@@ -180,8 +181,8 @@ def test_a_disk_that_takes_no_measurement_is_a_problem_and_no_crash(run: Run):
 
 
 def test_a_second_primary_is_refused_and_the_first_one_s_lock_outlives_it(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "SOON_SECONDS", 0.1)
-    monkeypatch.setattr(module, "WRITER_SECONDS", 0.2)
+    monkeypatch.setattr(writer, "SOON_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "WRITER_SECONDS", 0.2)
     for _ in range(2):
         told: list[Any] = []
         with pytest.raises(RunError, match="Another process writes"):
@@ -201,7 +202,7 @@ def test_a_primary_that_cannot_begin_leaves_the_run_to_the_next_one(
     def refuse(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(module, "WRITER_SECONDS", 0.2)
+    monkeypatch.setattr(writer, "WRITER_SECONDS", 0.2)
     with monkeypatch.context() as patch:
         patch.setattr(module, "require_progress", refuse)
         with pytest.raises(told):

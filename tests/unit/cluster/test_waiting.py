@@ -72,16 +72,16 @@ def test_what_is_waited_for_is_told_after_a_while_once_and_not_for_ever(monkeypa
 
 
 def test_a_node_that_is_lost_is_told_once_with_its_reason(monkeypatch: pytest.MonkeyPatch):
-    def node(name: str, *, alive: bool, reason: str = "") -> dict[str, object]:
-        return {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1", "Alive": alive,
-                "DeathReasonMessage": reason}  # fmt: skip
+    def node(name: str, *, alive: bool, died: str = "") -> dict[str, object]:
+        return {"id": name, "host": name, "address": "10.0.0.1", "alive": alive, "died": died}
 
     clock = [0.0]
     monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
-    now = [node("a", alive=True), node("b", alive=True), node("old", alive=False)]
-    monkeypatch.setattr(waiting.ray, "nodes", lambda: now)
+    now = [node("a", alive=True), node("b", alive=True), node("idle", alive=True), node("old", alive=False, died="x")]
+    monkeypatch.setattr(waiting.gcs, "nodes", lambda: now)
     lookout = waiting.Lookout()
-    now[1] = node("b", alive=False, reason="health check failed. And more")
+    now[1] = node("b", alive=False, died="health check failed. And more")
+    now[2] = node("idle", alive=False)  # on purpose
     assert lookout.lost() == [], "it was looked at just now"
     clock[0] = 10.0
     assert lookout.lost() == ["b (10.0.0.1) does not answer any more: health check failed"]

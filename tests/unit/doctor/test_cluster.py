@@ -134,6 +134,8 @@ SILENT = """
 import json, os, sys, time
 from pathlib import Path
 from distcifar.cluster import census
+from distcifar.cluster.session import connected
+from distcifar.config import RunSpec
 
 def ask(turn):
     try:
@@ -142,7 +144,7 @@ def ask(turn):
         time.sleep(60)
     raise ModuleNotFoundError("No module named 'distcifar'")
 
-with census.visiting(sys.argv[1]):
+with connected(RunSpec(address=sys.argv[1]), 0):
     print(json.dumps(census.on_each_node(ask, sys.argv[2], seconds=15)))
 """
 

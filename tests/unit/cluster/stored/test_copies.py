@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from distcifar.cluster import writer
 from distcifar.cluster.job import Job
-from distcifar.cluster.stored import copies
 from distcifar.cluster.stored.copies import own_copy
 from distcifar.cluster.stored.mirror import Mirror
 from distcifar.cluster.stored.places import runs_here
@@ -104,8 +104,8 @@ def test_a_problem_on_any_rank_is_raised_on_all(job: Job):
 
 
 def test_a_primary_that_lives_on_is_told_to_end_and_not_waited_for_for_ever(job: Job, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(copies, "SOON_SECONDS", 0.1)
-    monkeypatch.setattr(copies, "WRITER_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "SOON_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "WRITER_SECONDS", 0.1)
     folder = runs_here(job.spec.runs) / ".ranks" / "a"
     folder.mkdir(parents=True)
     with writer_lock(folder), pytest.raises(RunError, match="Another process writes"), own_copy(job, World()):
