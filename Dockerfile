@@ -2,10 +2,11 @@
 #
 #   docker build -t distcifar .                                        a GPU: needs NVIDIA driver 580 or newer on the host
 #   docker build -t distcifar:cpu --build-arg BASE=ubuntu:24.04 .      no GPU
+#   mkdir -p data runs                                                 writable for user 1000; docker would make them root's
 #   docker run --init --gpus all --shm-size 2g -v "$PWD/data:/distcifar/data" -v "$PWD/runs:/distcifar/runs" \
-#     distcifar .venv/bin/python jobs/train.py resnet9
+#     distcifar .venv/bin/python jobs/train.py resnet9                  no GPU: without --gpus all, and distcifar:cpu
 #
-# The user is number 1000: the two folders have to be writable for it. A W&B key comes in as a file that is mounted
+# A W&B key comes in as a file that is mounted
 # (-v "$HOME/.netrc:/home/ubuntu/.netrc:ro"), never as a build argument or in the image.
 
 # "base" is CUDA's runtime library and no more: cuBLAS, cuDNN and NCCL come with torch's wheels (3,055 MB), of the version
@@ -18,7 +19,7 @@ ARG BASE=nvidia/cuda:13.0.2-base-ubuntu24.04
 FROM ubuntu:24.04 AS ffcv
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
-      ca-certificates g++ pkg-config python3-dev python3-venv libopencv-imgproc-dev libturbojpeg0-dev \
+      ca-certificates g++ pkg-config python3-dev python3-venv libopencv-imgproc-dev libturbojpeg0-dev openssl \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements.lock ./
@@ -69,6 +70,6 @@ ENV PATH=/distcifar/.venv/bin:$PATH \
 USER 1000:1000
 # Signs of life are a second apart; five minutes without is a hang. The first minute is for imports.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=2 CMD [".venv/bin/python", ".ci/health.py"]
-# No port: --network host where this machine is to be a node of a Ray cluster. PID 1 is Python, which takes SIGTERM and
+# No port: --network host where this machine is to be a node of a Ray cluster. Python takes SIGTERM, from --init's tini too, and
 # leaves a checkpoint: `docker stop -t 60`. No ENTRYPOINT: what is typed is what is run.
 CMD [".venv/bin/python", "jobs/train.py", "debug"]

@@ -68,7 +68,7 @@ class Recipe:
     ema_decay: float = 0.0
     """Per-step decay of an averaged copy of the weights that is evaluated instead (0: off)."""
     tta: Literal["none", "flip", "shift"] = "none"
-    """Evaluation averages the logits of: the image; also its mirror image; where in doubt also both, a pixel moved."""
+    """Evaluation averages the logits of: the image; also its mirror image; where in doubt both, and both moved."""
     early_stop: int = 0
     """Stop after N epochs without a better validation metric (0: off)."""
     select_metric: Literal["accuracy", "loss"] = "accuracy"

@@ -27,7 +27,7 @@ model.eval()
 VIEWS = {  # training/evaluate.py, predict
     "none": "plain",
     "flip": "mean of the image's and its mirror image's logits",
-    "shift": "mean of the image's and its mirror image's logits; where in doubt, also of both moved by a pixel",
+    "shift": "the image's logits; where in doubt, a mean with those of its mirror image and of both moved by a pixel",
 }
 TOO_GOOD = """\
 > **Chosen on the test split.** The best epoch was picked by these very images: the figures are too good.

@@ -86,7 +86,7 @@ def require_compiler(device: torch.device) -> None:
     except torch._dynamo.exc.TorchDynamoException as error:
         raise ResourceError(
             f"torch.compile does not work here: {str(error).strip().splitlines()[0]}",
-            "It needs a C++ compiler, and on a GPU Python's headers (python3-dev)",
+            "It needs a C++ compiler and openssl, and on a GPU Python's headers (python3-dev)",
             "Install them, or use --compile off",
         ) from error
 

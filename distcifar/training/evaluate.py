@@ -16,7 +16,9 @@ from distcifar.world import World
 Interrupted = Callable[[int, World], bool]  # given the number of a batch; a collective
 Views = Literal["none", "flip", "shift"]  # Recipe.tta
 
-SURE = 0.7  # lead of the best class's probability over the second's: above it a further look seldom changes the answer
+# Lead of the best class's probability over the second's, above which nobody looks again: three of four CIFAR-10 images
+# of a trained speedrun94, whose accuracy is within 0.02 points of what it is with six looks at each.
+SURE = 0.6
 ROUNDED = 64  # second looks come in multiples of it: kept memory of ever other sizes seldom fits again
 
 
@@ -70,25 +72,22 @@ def evaluate(
 def predict(net: nn.Module, images: Tensor, views: Views) -> Tensor:
     """Logits [n, classes] of `net` in evaluation mode for images [n, C, S, S], averaged over test-time views.
 
-    none: the image. flip: also its mirror image. shift: as flip, and where these two leave a doubt (SURE), half of the
-    mean comes from both images moved by one pixel to the upper left and the lower right, with mirrored borders (K.
-    Jordan's airbench94 looks at all images six times). Each image's answer depends on that image alone.
+    none: the image. flip: also its mirror image. shift: the image alone, and where that leaves a doubt (SURE) the six
+    views of K. Jordan's airbench94: half of the mean from image and mirror image, half from both moved by one pixel to
+    the upper left and the lower right, with mirrored borders. Each image's answer depends on that image alone.
     """
+    logits = net(images)
     if views == "none":
-        return net(images)
-    logits = _with_mirror_image(net, images)
-    if views == "flip":
         return logits
+    if views == "flip":
+        return (logits + net(images.flip(-1))) / 2
     best = logits.float().softmax(1).topk(2, dim=1).values
     unsure = (best[:, 0] - best[:, 1] < SURE).nonzero().squeeze(1)
     if len(unsure):
         again = F.pad(unsure, (0, -len(unsure) % ROUNDED))  # with the first image, whose answers are not used
         side, padded = images.shape[2], F.pad(images[again], (1, 1, 1, 1), mode="reflect")
-        moved = (padded[:, :, :side, :side], padded[:, :, 2:, 2:])
-        seen = [_with_mirror_image(net, m.contiguous(memory_format=torch.channels_last)) for m in moved]
-        logits[unsure] = logits[unsure] / 2 + (seen[0] + seen[1])[: len(unsure)] / 4
+        places = [padded[:, :, place : place + side, place : place + side] for place in (1, 0, 2)]
+        middle, *moved = [picture.contiguous(memory_format=torch.channels_last) for picture in places]
+        further = net(middle.flip(-1)) + sum(net(picture) + net(picture.flip(-1)) for picture in moved) / 2
+        logits[unsure] = (logits[unsure] + further[: len(unsure)]) / 4
     return logits
-
-
-def _with_mirror_image(net: nn.Module, images: Tensor) -> Tensor:
-    return (net(images) + net(images.flip(-1))) / 2

@@ -78,10 +78,10 @@ def timed(world: World, groups: list[Path]) -> dict[str, tuple[tuple[int, ...], 
 @pytest.mark.slow
 def test_a_step_of_mixed_workers_takes_at_most_a_little_longer_than_the_best_split(tmp_path: Path, groups: list[Path]):
     """The ideal is the fastest of all splits that were tried: it has the exchange of gradients in it, which throttled
-    processes are slow at as well. The goal is 1.15 times; 1.25 is for a machine that does other things meanwhile."""
+    processes are slow at as well."""
     found = run_ranks(timed, 2, tmp_path, groups)[0]
     best = min(seconds for _, seconds, _ in found.values())
     for name, (parts, seconds, ideal) in found.items():
         print(f"{name} {parts}: {1000 * seconds:.0f} ms, {seconds / best:.3f} x best, computing alone {ideal:.3f} s")
-    assert found["balanced"][1] <= 1.25 * best
+    assert found["balanced"][1] <= 1.15 * best
     assert found["balanced"][1] <= 0.8 * found["equal"][1]

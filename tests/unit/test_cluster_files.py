@@ -1,6 +1,7 @@
 """cluster.yaml and its twin for own machines: valid for Ray, closed to strangers, in step with the set-up, and told."""
 
 import json
+import os
 import re
 import subprocess
 import zipfile
@@ -119,7 +120,9 @@ def test_rays_own_aws_code_starts_these_machines(tmp_path: Path, monkeypatch: py
         cloud = boto3.client("ec2")
         network = cloud.describe_vpcs()["Vpcs"][0]["VpcId"]
         group = cloud.create_security_group(GroupName="mine", Description="mine", VpcId=network)["GroupId"]
-        asked = yaml.safe_load(text("cluster.yaml").replace("sg-FILL-IN", group))
+        image = cloud.describe_images()["Images"][0]["ImageId"]
+        filled = re.sub(r"ami-FILL-IN-\w+", image, text("cluster.yaml")).replace("sg-FILL-IN", group)
+        asked = yaml.safe_load(filled)
         role = boto3.client("iam").create_instance_profile(InstanceProfileName="mine")["InstanceProfile"]
         asked["available_node_types"]["head"]["node_config"]["IamInstanceProfile"] = {"Arn": role["Arn"]}
         provider = _NODE_PROVIDERS["aws"](asked["provider"])
@@ -152,8 +155,28 @@ def test_the_head_stays_and_workers_are_spot_machines_from_none_up():
     assert TYPES["head"]["resources"] == {"CPU": 0, "GPU": 0}
     for name in TYPES.keys() - {"head"}:
         assert TYPES[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-        assert TYPES[name]["min_workers"] == 0 < TYPES[name]["max_workers"]
+        assert TYPES[name]["node_config"]["InstanceInitiatedShutdownBehavior"] == "terminate"
+        assert TYPES[name]["min_workers"] == 0
         assert TYPES[name]["resources"]["GPU"] > 0
+
+
+@pytest.mark.parametrize(
+    ("minutes_with_ray", "ended"), [("0", "15"), ("[1-9]|10", "25"), ("[1-7]", "22"), ("*", "never")]
+)
+def test_a_worker_without_ray_ends_itself_and_no_other_does(tmp_path: Path, minutes_with_ray: str, ended: str):
+    """The command as it stands in the file, with minutes that take no time; the fortieth ends it."""
+    (command,) = [line for line in config("cluster.yaml")["worker_start_ray_commands"] if "shutdown" in line]
+    programs = {
+        "sleep": "echo >>minutes; [ $(wc -l <minutes) -lt 40 ] || { echo never >ended; kill $PPID; }",
+        "pgrep": f"case $(wc -l <minutes) in {minutes_with_ray}) ;; *) exit 1 ;; esac",
+        "sudo": "[ \"$*\" = 'shutdown -h now' ] && wc -l <minutes >ended",
+    }
+    for name, lines in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", f"{command} wait"], cwd=tmp_path, env={"PATH": path}, check=False, timeout=60)
+    assert (tmp_path / "ended").read_text().strip() == ended
 
 
 def test_what_the_file_says_of_machines_is_what_the_price_table_says():
@@ -186,8 +209,9 @@ def test_the_twin_says_the_heads_address_twice_and_alike():
 
 def test_both_files_say_the_same_where_they_can():
     aws, own = map(config, FILES)
-    for key in ("file_mounts", "rsync_exclude", "worker_start_ray_commands"):
+    for key in ("file_mounts", "rsync_exclude"):
         assert aws[key] == own[key]
+    assert starts("cluster.yaml", "worker") == starts("docs/cluster-local.yaml", "worker")
     assert aws["setup_commands"][:3] == own["setup_commands"][:3]
 
 

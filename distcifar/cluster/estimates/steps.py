@@ -38,8 +38,8 @@ EPOCHS = 100_000  # of the trial, which is left soon: each share of a training i
 WARM_UP_STEPS, LEAST_STEPS, LEAST_SECONDS = 2, 3, 1.0
 EVALUATED_BATCHES = 4
 RATE = 1e-6  # so low that nothing diverges; the arithmetic is the same
-# Times a look at image and mirror image. shift looks again where the net is in doubt, for twice the price: after short
-# trainings nearly everywhere, and after long ones evaluations are a small part.
+# Times a look at image and mirror image. shift looks six times where the net is in doubt: after short trainings nearly
+# everywhere, and after long ones evaluations are a small part.
 LOOKS = {"none": 1.0, "flip": 1.0, "shift": 3.0}
 MEETING_SECONDS = 120.0
 
