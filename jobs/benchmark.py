@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import tyro
-from program import place, run_program
+from program import JOB, VARIABLES, folder, run_program
 
 from distcifar.benchmark.settings import Part, Settings
 
@@ -36,8 +36,9 @@ def main(argv: list[str]) -> int:
     """Measures, shows, and keeps it in the folder --out; returns the exit code."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__, prog="benchmark.py")
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
-    settings = replace(settings, root=place(settings.root), out=place(settings.out))
-    environment = dict(os.environ)
+    settings = replace(settings, root=str(folder(settings.root)), out=str(folder(settings.out)))
+    aside = (JOB, *VARIABLES)  # submitted as a job: what is measured is the machine that this runs on, not its cluster
+    environment = {name: value for name, value in os.environ.items() if name not in aside}
     from distcifar.benchmark.run import run_benchmark
 
     run_benchmark(arguments.what, settings, environment)

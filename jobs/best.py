@@ -13,12 +13,14 @@ import tyro
 from program import run_program
 from rich.console import Console
 
+from distcifar.cluster.stored.places import require_folder
+
 
 @dataclass(frozen=True)
 class Command:
     """Which search, and where its winner goes."""
 
-    sweep: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SWEEP")]
+    sweep: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SWEEP")]
     """The search's folder."""
     export: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Also write the winner as NAME.json."""
@@ -33,11 +35,11 @@ def main(argv: list[str]) -> int:
     from distcifar.sweep.folder import read_sweep
     from distcifar.sweep.winner import RANKING, known_confirmed, ranked_trials
 
-    sweep = read_sweep(chosen.sweep.absolute())
+    sweep = read_sweep(Path(require_folder(chosen.sweep)).absolute())
     trials, ranked = ranked_trials(sweep, (), over=(sweep.folder / RANKING).exists())
     present(sweep, trials, ranked, known_confirmed(sweep), Console(highlight=False, soft_wrap=True), chosen.export)
     return 0
 
 
 if __name__ == "__main__":
-    run_program(main, urls=False)
+    run_program(main)

@@ -14,10 +14,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
-from program import run_program
+from program import place, run_program
 from rich.console import Console
+
+from distcifar.store import is_url
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ class Command:
 
     address: str = ""
     """HOST:PORT of a running head, whose nodes are checked too (default: $RAY_ADDRESS)."""
-    runs: Path = Path("runs")
-    """Folder of runs, whose storage is tried."""
-    data_root: Path = Path("data")
-    """Folder of prepared data, whose storage is tried."""
+    runs: Annotated[str, tyro.conf.arg(metavar="DIR|URL")] = "runs"
+    """Where runs are; the storage is tried."""
+    data_root: Annotated[str, tyro.conf.arg(metavar="DIR|URL")] = "data"
+    """Where prepared data are; the storage is tried, a URL by reading."""
     working_dir: Path = Path(__file__).parents[1]
     """What `ray job submit --working-dir` would upload: searched for secrets, and for its size."""
     fix: bool = False
@@ -50,14 +53,16 @@ def main(argv: list[str]) -> int:
     from distcifar.doctor.screen import show
 
     console, aside = Console(highlight=False), Console(stderr=True, highlight=False, markup=False)
-    folders = {"runs": chosen.runs.absolute(), "data": chosen.data_root.absolute()}
+    places = {"runs": place(chosen.runs), "data": place(chosen.data_root)}
+    stores = {name: url for name, url in places.items() if is_url(url)}
+    folders = {name: Path(path).absolute() for name, path in places.items() if name not in stores}
     temp = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")  # as Ray chooses it
-    place = Place(dict(os.environ), Path.home(), folders, chosen.working_dir.absolute(), temp)
+    here = Place(dict(os.environ), Path.home(), folders, chosen.working_dir.absolute(), temp, stores=stores)
     of_job = os.environ.get("RAY_ADDRESS", "")
     address = chosen.address or (of_job if "://" not in of_job else "")  # http:// is where jobs are submitted
-    report = examine(place, address, aside.print)
-    fixed = fix(report.findings, place, address, aside.print) if chosen.fix else []
-    report = examine(place, address, aside.print) if fixed else report
+    report = examine(here, address, aside.print)
+    fixed = fix(report.findings, here, address, aside.print) if chosen.fix else []
+    report = examine(here, address, aside.print) if fixed else report
     if chosen.json:
         json.dump(report.document(fixed), sys.stdout, indent=2)
     else:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distcifar.cluster.stored.places import require_folders
+from distcifar.cluster.stored.places import require_folder
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.values import value_of
 from distcifar.errors import DistcifarError
@@ -54,26 +54,28 @@ def from_environment(spec: RunSpec, recipe: Recipe | None = None) -> RunSpec:
     return spec
 
 
-def place(folder: str | Path) -> str:
+def place(word: str) -> str:
     """Where a relative folder lies: in a Ray job, whose own place is a copy that goes away, below $DISTCIFAR_HOME.
 
     That is ~/distcifar where it is not set; on several machines it must be storage that all of them share.
     """
-    if JOB not in os.environ or is_url(folder):
-        return str(folder)
-    return str(Path(os.environ.get(HOME) or "~/distcifar").expanduser() / folder)
+    if JOB not in os.environ or is_url(word):
+        return word
+    return str(Path(os.environ.get(HOME) or "~/distcifar").expanduser() / word)
 
 
-def run_program(main: Callable[[list[str]], int], *, urls: bool = True) -> None:
+def folder(word: str) -> Path:
+    """`place` of what has to be a folder. Raises ConfigError for a URL."""
+    return Path(place(require_folder(word)))
+
+
+def run_program(main: Callable[[list[str]], int]) -> None:
     """Runs `main` on the command line and exits: 0, 2 for a mistake, 3 for diverged training, 130 when stopped.
 
-    urls: whether a word may be one. With --debug a mistake shows its traceback; anything else that is raised is a bug
-    and always does.
+    With --debug a mistake shows its traceback; anything else that is raised is a bug and always does.
     """
     argv = sys.argv[1:]
     try:
-        if not urls:
-            require_folders(argv)
         code = main(argv)
     except DistcifarError as error:
         if "--debug" in argv:

@@ -12,12 +12,12 @@ examples:
 Where there is a W&B key, each act goes to W&B at once; --offline leaves that to a later --sync.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from program import from_environment, place, run_program
+from program import folder, from_environment, run_program
 
 from distcifar.config import RunSpec
 from distcifar.tracking.registry import console
@@ -47,7 +47,7 @@ class Command:
     """Tell W&B what it has not been told."""
     registry: str = "model"
     """The registry: runs/.registry/NAME here, wandb-registry-NAME in W&B."""
-    runs: Path = Path("runs")
+    runs: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs"
     """Folder of the runs."""
     force: bool = False
     """Promote in spite of a lower accuracy, of a choice on the test split, or of what has the alias in W&B."""
@@ -68,9 +68,8 @@ def main(argv: list[str]) -> int:
     command = tyro.cli(
         Command, args=argv, description=__doc__, prog="promote.py", config=(tyro.conf.FlagCreatePairsOff,)
     )
-    command = replace(command, runs=Path(place(command.runs)))
     act = console.asked_act(vars(command))
-    registry = Registry(command.runs, command.registry)
+    registry = Registry(folder(command.runs), command.registry)
     spec = from_environment(RunSpec(project=command.project, entity=command.entity))
     online = not command.offline and spec.wandb in ("auto", "online")
     console.require_online(act, online=online)
@@ -92,4 +91,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_program(main, urls=False)
+    run_program(main)

@@ -11,13 +11,13 @@ examples:
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from program import command as typed
-from program import from_environment, place, run_program
+from program import folder, from_environment, run_program
 from rich.console import Console
 
 from distcifar.config import RunSpec
@@ -33,7 +33,7 @@ class Command:
     """Runs by name or directory. With the word sync before them (or alone, for all): send them to W&B."""
     group: Annotated[str, tyro.conf.arg(metavar="SWEEP")] = ""
     """All runs of this W&B group as well."""
-    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    runs: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs"
     """Folder of the runs."""
     out: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """The HTML file (default: report.html in the run, or report-NAMES.html beside the runs)."""
@@ -48,47 +48,47 @@ def main(argv: list[str]) -> int:
     command = tyro.cli(
         Command, args=argv, description=__doc__, prog="report.py", config=(tyro.conf.FlagCreatePairsOff,)
     )
-    command = replace(command, runs=Path(place(command.runs)))
+    runs = folder(command.runs)
     os.environ.setdefault("WANDB_SILENT", "true")
     if command.names[:1] == ("sync",):
-        return sync(command)
+        return sync(command, runs)
     if not command.names and not command.group:
         raise ConfigError("No run is named", "A report is about runs", "python jobs/report.py RUN..., or --group SWEEP")
     from distcifar.insight.report import report_path, write_report
     from distcifar.insight.report_run import find_runs, read_run
 
-    folders = find_runs(command.names, command.runs, command.group)
-    records, default = [read_run(folder) for folder in folders], report_path(folders, command.runs, command.group)
+    folders = find_runs(command.names, runs, command.group)
+    records, default = [read_run(folder) for folder in folders], report_path(folders, runs, command.group)
     page = Path(command.out) if command.out else default
-    write_report(records, page, runs=command.runs, group=command.group, known=RECIPES)
+    write_report(records, page, runs=runs, group=command.group, known=RECIPES)
     print(f"Report: {page}", flush=True)
     if not command.html_only:
         from distcifar.insight.wandb_report import keep_and_publish
 
         spec = default.with_suffix(".json")
         online = os.environ.get("WANDB_MODE", "online") == "online"
-        print(keep_and_publish(records, spec, runs=command.runs, group=command.group, known=RECIPES, online=online,
-                               later=typed("sync", "--runs", str(command.runs))))  # fmt: skip
+        print(keep_and_publish(records, spec, runs=runs, group=command.group, known=RECIPES, online=online,
+                               later=typed("sync", "--runs", str(runs))))  # fmt: skip
     return 0
 
 
-def sync(command: Command) -> int:
+def sync(command: Command, runs: Path) -> int:
     """Sends to W&B what it lacks of runs, what was promoted, and the reports that are kept of them."""
     from distcifar.insight.report_run import all_runs, find_runs
     from distcifar.insight.wandb_report import publish_kept
     from distcifar.tracking.shipping.sync import sync_registries, sync_runs, sync_table
 
-    named = find_runs(command.names[1:], command.runs, command.group)
-    folders = named or all_runs(command.runs)
+    named = find_runs(command.names[1:], runs, command.group)
+    folders = named or all_runs(runs)
     spec = from_environment(RunSpec())
     results = sync_runs(folders, print, project=spec.project, entity=spec.entity, named=bool(named))
     Console().print(sync_table(results))
-    problems = sync_registries(command.runs, project=spec.project, entity=spec.entity, announce=print)
-    problems += publish_kept(folders, only=bool(named), runs=command.runs, known=RECIPES, announce=print)
+    problems = sync_registries(runs, project=spec.project, entity=spec.entity, announce=print)
+    problems += publish_kept(folders, only=bool(named), runs=runs, known=RECIPES, announce=print)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 2 if problems or any(result.missing for result in results) else 0
 
 
 if __name__ == "__main__":
-    run_program(main, urls=False)
+    run_program(main)

@@ -20,7 +20,7 @@ from flags import RecipeFlags, TrialFlags
 from program import INTERRUPTED, command, from_environment, run_program
 
 from distcifar.cluster import ENVIRONMENT
-from distcifar.cluster.stored.places import require_folders
+from distcifar.cluster.stored.places import require_folder
 from distcifar.config import Recipe, RunSpec
 from distcifar.config.sweep import SweepSpec
 from distcifar.recipes import RECIPES, get_recipe
@@ -55,7 +55,7 @@ def parse(argv: list[str]) -> tuple[Recipe, SweepSpec, RunSpec]:
 
 def main(argv: list[str]) -> int:
     recipe, spec, run = parse(argv)
-    require_folders([run.runs])  # trials wait for decisions in files that they share
+    require_folder(run.runs)  # trials wait for decisions in files that they share
     recipe, space = checked_search(recipe, space_of(recipe), spec)
     environment = dict(os.environ)
     os.environ.pop("WANDB_API_KEY", None)  # it is for the processes that speak with W&B, not for Ray's

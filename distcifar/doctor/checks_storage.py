@@ -20,6 +20,19 @@ def writable(storage: Facts) -> Iterator[Finding]:
             )
 
 
+def stores(stores: Facts) -> Iterator[Finding]:
+    """What is at a URL answers, to this machine with its own credentials."""
+    for name, store in stores.items():
+        if "failure" in store:
+            why = "Workers on this machine cannot " + (
+                "keep a run there" if name == "runs" else "fetch data from there"
+            )
+            remedy = "Check address, network, and this machine's credentials (for s3:// those that the AWS tools use)"
+            yield error(f"{name} at a URL", store["failure"], why, remedy)
+        else:
+            yield ok(f"{name} at a URL", f"{store['place']} answers in {1000 * store['seconds']:.0f} ms")
+
+
 def space(storage: Facts) -> Iterator[Finding]:
     """There is room for a run."""
     for name, folder in storage.items():

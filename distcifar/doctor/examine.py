@@ -25,6 +25,7 @@ MACHINE: tuple[Check, ...] = (
     machine.threads, machine.cores, machine.memory_is_there, machine.shared_memory, machine.open_files,
     machine.rays_disk,
     storage.writable, storage.space, storage.inodes, storage.latency, storage.promises, storage.left_aside,
+    storage.stores,
     ray.ports, ray.token, ray.job_environment, ray.heads, ray.sessions,
     tracking.wandb_key, tracking.netrc_is_private, tracking.wandb_answers,
     tracking.upload_secrets, tracking.upload_size, tracking.config_secrets,

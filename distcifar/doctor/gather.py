@@ -17,7 +17,7 @@ from distcifar.doctor.software import (
     python_facts,
     torch_facts,
 )
-from distcifar.doctor.storage import disk_facts, folder_facts
+from distcifar.doctor.storage import disk_facts, folder_facts, store_facts
 from distcifar.doctor.uploads import config_secrets, upload_facts
 from distcifar.tracking.wandb.account import account_facts
 
@@ -33,6 +33,7 @@ class Place:
     ray_temp: Path = Path("/tmp/ray")
     shm: Path = Path("/dev/shm")
     ray_ports: tuple[int, ...] = (6379, 8265, 10001)  # Ray's own choice for the head, the dashboard, clients
+    stores: Mapping[str, str] = field(default_factory=dict)  # runs, data: where they are at a URL
 
 
 def gather(place: Place) -> Facts:
@@ -45,7 +46,8 @@ def gather(place: Place) -> Facts:
     }
     if place.working_dir:
         folder = place.working_dir
-        facts["locked"] = _section(lambda: locked_versions(folder / "requirements.lock"))
+        if (folder / "requirements.lock").exists():  # it does not travel with a job
+            facts["locked"] = _section(lambda: locked_versions(folder / "requirements.lock"))
         facts["upload"] = _section(lambda: upload_facts(folder))
         facts["config"] = _section(lambda: config_secrets(folder))
     return facts
@@ -72,6 +74,7 @@ def _machine(place: Place) -> Facts:
         "hostname": lambda: hostname_facts(place.environment),
         "temp": lambda: disk_facts(place.ray_temp),
         "storage": lambda: {name: folder_facts(path) for name, path in place.folders.items()},
+        "stores": lambda: {name: store_facts(url, write=name == "runs") for name, url in place.stores.items()},
         "ports": lambda: port_facts(place.ray_ports),
         "auth": lambda: auth_facts(place.environment, place.home),
         "sessions": lambda: session_facts(place.ray_temp, time.time()),

@@ -6,12 +6,16 @@ import shutil
 import statistics
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 from distcifar.doctor.findings import Facts
+from distcifar.errors import StorageError
 from distcifar.files import ASIDE
+from distcifar.store import Store
 
 WRITES, WRITE_SECONDS = 20, 2.0  # small writes that are timed, and the time after which it is enough
+STORE_TRIES = 2  # of each request at a URL
 ASIDE_SECONDS = 86400.0  # for which nothing that is still being written stands still
 
 
@@ -37,6 +41,21 @@ def folder_facts(path: Path) -> Facts:
             return facts | _tried(Path(scratch))
     except OSError as reason:
         return facts | {"failure": reason.strerror or str(reason)}
+
+
+def store_facts(url: str, *, write: bool) -> Facts:
+    """{"place", "seconds"} of writing, reading and removing an object at a URL, or of a look for one; {"failure"}."""
+    store, name = Store(url, tries=STORE_TRIES), f"{ASIDE}doctor-{uuid.uuid4().hex[:8]}"
+    begun = time.perf_counter()
+    try:
+        if write:
+            store.write(name, b"doctor")
+        store.read(name)
+        if write:
+            store.delete(name)
+    except StorageError as reason:
+        return {"place": store.place, "failure": reason.found}
+    return {"place": store.place, "seconds": time.perf_counter() - begun}
 
 
 def existing(path: Path) -> Path:

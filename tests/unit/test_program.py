@@ -1,6 +1,7 @@
 """Folders and names inside `ray job submit`, whose working directory is a copy that goes away."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,25 @@ def test_in_a_job_relative_folders_are_below_a_home_that_stays(program, tmp_path
     assert program.place("s3://bucket/runs") == "s3://bucket/runs"
     spec = program.from_environment(RunSpec())
     assert (spec.runs, spec.data_root, spec.name) == (f"{tmp_path}/runs", f"{tmp_path}/data", "")
+
+
+PROGRAMS = {
+    "report.py a --runs s3://b/runs": False, "promote.py --list --runs=s3://b/runs": False,
+    "best.py s3://b/sweep": False, "benchmark.py loader --root s3://b/data": False,
+    "promote.py a --to x --reason https://tickets/1": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", PROGRAMS)
+def test_a_url_is_refused_where_a_folder_is_needed_and_only_there(line: str, tmp_path: Path):
+    name, *words = line.split()
+    told = subprocess.run(
+        [sys.executable, JOBS / name, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.returncode == 2
+    assert ("is a URL" not in told.stderr) == PROGRAMS[line], told.stderr
+    assert "Traceback" not in told.stderr
+    assert not list(tmp_path.glob("s3*"))
 
 
 def test_in_a_job_the_same_line_is_the_same_run_until_it_is_finished(program, tmp_path, monkeypatch):

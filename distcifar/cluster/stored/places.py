@@ -1,7 +1,6 @@
 """Where run directories are on this machine: where --runs says, or the copies of those at a URL."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from distcifar.errors import ConfigError
@@ -18,15 +17,15 @@ def runs_here(runs: str) -> Path:
     return Path(HOME).expanduser() / hashlib.sha256(runs.rstrip("/").encode()).hexdigest()[:8]
 
 
-def require_folders(words: Sequence[str]) -> None:
-    """Raises ConfigError where a word of a command line is a URL, for programs that read and write folders."""
-    for word in filter(is_url, words):
-        url = word.split("=", 1)[1] if word.startswith("--") else word
+def require_folder(place: str) -> str:
+    """`place`, for what reads and writes a folder of this machine. Raises ConfigError where it is a URL."""
+    if is_url(place):
         raise ConfigError(
-            f"{url!r} is a URL",
+            f"{place!r} is a URL",
             "Runs at one are for train.py alone",
-            f"What this machine has trained there is in {runs_here(url)}; else copy it: aws s3 sync URL/NAME runs/NAME",
+            f"What this machine trained there is in {runs_here(place)}; else copy it: aws s3 sync URL/NAME runs/NAME",
         )
+    return place
 
 
 class Marks:

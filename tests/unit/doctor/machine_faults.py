@@ -208,6 +208,12 @@ def read_only(bench: Bench) -> list[Finding]:
     return told(storage={"runs": storage.folder_facts(bench.mounted("size=8m,ro"))})
 
 
+@fault("a bucket refuses", "runs at a URL", "error", "file:///proc/runs", "this machine's credentials")
+def refusing_store(bench: Bench) -> list[Finding]:
+    """Runs at a URL where nothing can be written"""
+    return told(stores={"runs": storage.store_facts("file:///proc/runs", write=True)})
+
+
 @fault("slow storage", "runs latency", "warning", "ms for a flushed write", "--checkpoint-steps")
 def slow_storage(bench: Bench) -> list[Finding]:
     """An fsync that takes 0.15 s more"""
