@@ -3,14 +3,20 @@
 An object is there whole or not at all; several of them become valid together by the one that is written last.
 """
 
+import os
+import re
+import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from distcifar.errors import StorageError
 from distcifar.files import ASIDE
@@ -20,8 +26,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TRIES = 6
-PAUSE_SECONDS = 0.5  # before the second try, doubled before each further one: sixteen seconds in all
+PATIENT_TRIES = 22  # ten minutes: eight of pauses, and the AWS client itself tries for six seconds each time
+PAUSE_SECONDS = 0.5  # before the second try, doubled before each further one: sixteen seconds in all of TRIES
+LONGEST_PAUSE = 30.0
 CHUNK = 8 << 20  # bytes that are read or written at once
+REFUSED = re.compile(  # pyarrow has no class of its own for what S3 answers; what may pass it has tried again already
+    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_\w+)"
+    r"|HTTP status 4(?!08|29)\d\d|Bucket '.*' not found"
+)
 
 
 def is_url(place: str | Path) -> bool:
@@ -40,11 +52,16 @@ class Stored:
 
 @dataclass
 class Store:
-    """A place for files. Raises StorageError where it does not answer, or refuses, time after time."""
+    """A place for files. Raises StorageError where it does not answer time after time, or refuses once.
+
+    pause: seconds before the second try, doubled before each further one up to LONGEST_PAUSE. tell: is told, once for
+    each thing that is asked for, that the second try has failed as well and more will follow.
+    """
 
     url: str
     tries: int = TRIES
     pause: float = PAUSE_SECONDS
+    tell: Callable[[str], None] | None = None
     _opened: "tuple[FileSystem, str] | None" = field(default=None, repr=False)
 
     @property
@@ -55,7 +72,12 @@ class Store:
     def below(self, name: str) -> "Store":
         """The place `name` within this one."""
         base, _, query = self.url.partition("?")  # endpoint_override, region, ...: pyarrow.fs.S3FileSystem
-        return Store(f"{base.rstrip('/')}/{name}{'?' + query if query else ''}", self.tries, self.pause)
+        url = f"{base.rstrip('/')}/{quote(name)}{'?' + query if query else ''}"
+        return Store(url, self.tries, self.pause, self.tell)
+
+    def patient(self, tell: Callable[[str], None]) -> "Store":
+        """This place, for whoever would rather wait about ten minutes than do without it; `tell` is told so."""
+        return replace(self, tries=PATIENT_TRIES, tell=tell)
 
     def read(self, name: str) -> bytes | None:
         """The whole object; None where there is none."""
@@ -86,26 +108,20 @@ class Store:
     def write(self, name: str, content: bytes | Path | BinaryIO) -> None:
         """`content`, or the file's, as the object `name`; the older one is there until the new one is whole.
 
-        An open file may lose its name meanwhile. Raises FileNotFoundError for a path without a file.
+        An open file may lose its name meanwhile. Raises FileNotFoundError for a path without a file, and StorageError
+        for a file that cannot be read to its end: then the older object is gone, unless it was local or the file short.
         """
         if isinstance(content, Path):
             with open(content, "rb") as file:
                 self.write(name, file)
             return
+        aside = f"{ASIDE}{uuid.uuid4().hex[:8]}-"  # one for all tries
 
         def action(system: "FileSystem", path: str) -> None:
-            source = BytesIO(content) if isinstance(content, bytes) else content
-            source.seek(0)
-            folder, _, last = path.rpartition("/")
-            local = system.type_name == "local"  # where a file has its name before it is whole
-            target = f"{folder}/{ASIDE}{uuid.uuid4().hex[:8]}-{last}" if local else path
-            if local:
-                system.create_dir(folder)
-            with system.open_output_stream(target) as stream:
-                while chunk := source.read(CHUNK):
-                    stream.write(chunk)
-            if local:
-                system.move(target, path)
+            if system.type_name == "local":
+                _write_aside(system, path, aside, content)
+            else:
+                _in_thread(lambda: _write_object(system, path, content))
 
         self._again(name, action)
 
@@ -143,17 +159,24 @@ class Store:
         return self._again("", action)
 
     def _again(self, name: str, action: "Callable[[FileSystem, str], T]") -> T:
+        asked = f"{self.place}{'/' + name if name else ''}"
+        rule = f"A place for files answers within {self.tries} tries"
         for attempt in range(self.tries):
             if attempt:
-                time.sleep(self.pause * 2 ** (attempt - 1))
-            system, root = self._open()
+                time.sleep(min(self.pause * 2 ** (attempt - 1), LONGEST_PAUSE))
             try:
+                system, root = self._open()
                 return action(system, f"{root}/{name}" if name else root)
             except OSError as error:
                 problem = error
+            if _is_refusal(problem):
+                rule = "It has answered: what is refused once is not asked for again"
+                break
+            if attempt == 1 and self.tell:
+                self.tell(f"{asked} does not answer: {_first_line(problem)}. Trying up to {self.tries} times")
         raise StorageError(
-            f"{self.place}{'/' + name if name else ''}: {_first_line(problem)}",
-            f"A place for files answers within {self.tries} tries",
+            f"{asked}: {_first_line(problem)}",
+            rule,
             "Check the address, the network, and the credentials (for s3:// those that the AWS tools use)",
         ) from problem
 
@@ -169,7 +192,7 @@ class Store:
                 )
             try:
                 system, path = FileSystem.from_uri(self.url)
-            except (ValueError, OSError) as error:
+            except (ValueError, NotImplementedError) as error:  # an OSError is the network's: S3 is asked for a region
                 raise StorageError(
                     f"{self.url!r} is no place for files: {_first_line(error)}",
                     "A URL has a scheme that pyarrow knows, and letters without brackets or spaces",
@@ -179,7 +202,77 @@ class Store:
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "tries": self.tries, "pause": self.pause, "_opened": None}
+        return {"url": self.url, "tries": self.tries, "pause": self.pause, "tell": None, "_opened": None}
+
+
+def _write_aside(system: "FileSystem", path: str, aside: str, content: bytes | BinaryIO) -> None:
+    folder, _, last = path.rpartition("/")
+    system.create_dir(folder)
+    target = f"{folder}/{aside}{last}"
+    try:
+        with _opened(content) as source, system.open_output_stream(target) as stream:
+            for chunk in _chunks(source):
+                stream.write(chunk)
+        system.move(target, path)
+    except BaseException:
+        with suppress(OSError):  # it was not even begun, or nothing can be done there at all
+            system.delete_file(target)
+        raise
+
+
+def _write_object(system: "FileSystem", path: str, content: bytes | BinaryIO) -> None:
+    """In a thread of its own, as an object has its name when its stream is closed: also by an exception."""
+    with _opened(content) as source:
+        chunks = _chunks(source)
+        first = next(chunks, b"")  # a short file is read before anything is begun
+        try:
+            with system.open_output_stream(path) as stream:
+                for chunk in chain([first], chunks):
+                    stream.write(chunk)
+        except StorageError:  # of the file: what was read of it is an object now
+            with suppress(OSError):
+                system.delete_file(path)
+            raise
+
+
+def _opened(content: bytes | BinaryIO) -> BinaryIO:
+    """`content` to be read from its beginning; a file by a descriptor of its own: its owner may close it meanwhile."""
+    if isinstance(content, bytes):
+        return BytesIO(content)
+    source = os.fdopen(os.dup(content.fileno()), "rb")
+    source.seek(0)
+    return source
+
+
+def _chunks(source: BinaryIO) -> Iterator[bytes]:
+    try:
+        while chunk := source.read(CHUNK):
+            yield chunk
+    except OSError as error:
+        raise StorageError(
+            f"A file that is to be stored cannot be read to its end: {_first_line(error)}",
+            "What is stored is whole",
+            "Look after the disk that it is on",
+        ) from error
+
+
+def _in_thread(action: Callable[[], None]) -> None:
+    """Does `action` beside this thread. Ctrl-C ends the waiting for it; it ends by itself, or with the program."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            action()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    done.result()
+
+
+def _is_refusal(error: OSError) -> bool:
+    return isinstance(error, (FileNotFoundError, PermissionError)) or REFUSED.search(str(error)) is not None
 
 
 def _first_line(error: Exception) -> str:

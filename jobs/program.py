@@ -32,8 +32,7 @@ VARIABLES = {
 def command(*words: str) -> str:
     """This program with other `words`, as it can be typed here without activating anything."""
     python, here = Path(sys.executable), Path.cwd()
-    python = python.relative_to(here) if python.is_relative_to(here) else python
-    return shlex.join([str(python), sys.argv[0], *words])
+    return shlex.join([str(python.relative_to(here) if python.is_relative_to(here) else python), sys.argv[0], *words])
 
 
 def from_environment(spec: RunSpec, recipe: Recipe | None = None) -> RunSpec:
@@ -43,9 +42,11 @@ def from_environment(spec: RunSpec, recipe: Recipe | None = None) -> RunSpec:
     """
     default = RunSpec()
     found: dict[str, Any] = {
-        field: value_of(type(getattr(default, field)), os.environ[variable], variable)
+        field: value_of(type(getattr(default, field)), text, variable)
         for variable, field in VARIABLES.items()
-        if os.environ.get(variable) and getattr(spec, field) == getattr(default, field)
+        if (text := os.environ.get(variable))
+        and getattr(spec, field) == getattr(default, field)
+        and not is_url(text)  # RAY_ADDRESS is http:// where jobs are submitted
     }
     os.environ.pop("WANDB_MODE", None)  # the client would refuse to go online, though it is asked to
     spec = replace(spec, **found, runs=place(spec.runs), data_root=place(spec.data_root))
@@ -74,11 +75,10 @@ def run_program(main: Callable[[list[str]], int]) -> None:
 
     With --debug a mistake shows its traceback; anything else that is raised is a bug and always does.
     """
-    argv = sys.argv[1:]
     try:
-        code = main(argv)
+        code = main(sys.argv[1:])
     except DistcifarError as error:
-        if "--debug" in argv:
+        if "--debug" in sys.argv:
             raise
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code

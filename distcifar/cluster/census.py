@@ -69,18 +69,19 @@ def clock_skew(ask: Callable[[], float], clock: Callable[[], float] = time.time)
 def leaks() -> dict[str, Any]:
     """What outlived its driver: {"groups": [{"id", "name", "resources"}], "actors": [{"id", "name", ...}]}.
 
-    Ray's own lasting actors (of jobs, Serve, Ray Data) are none; those of Ray Train are: they guard one training.
+    Groups that a living actor has made or runs in are none. Ray's own lasting actors (of jobs, Serve, Ray Data) are
+    none; those of Ray Train are ("ours"): they guard one training. Of others only their owner knows.
     """
     dead = {program.job_id for program in gcs.programs() if program.is_dead}
+    actors = [actor for actor in gcs.actors() if actor.state != gcs.ACTOR.DEAD]
+    used = {actor.placement_group_id for actor in actors}
+    groups = [group for group in gcs.groups() if group.state != gcs.GROUP.REMOVED and group.creator_job_id in dead]
+    lasting = [actor for actor in actors if actor.is_detached and actor.job_id in dead and not _is_rays_own(actor)]
     return {
         "groups": [
-            _group(group) for group in gcs.groups() if group.state != gcs.GROUP.REMOVED and group.creator_job_id in dead
+            _group(group) for group in groups if group.creator_actor_dead and group.placement_group_id not in used
         ],
-        "actors": [
-            _actor(actor)
-            for actor in gcs.actors()
-            if actor.is_detached and actor.state != gcs.ACTOR.DEAD and actor.job_id in dead and not _is_rays_own(actor)
-        ],
+        "actors": [_actor(actor) for actor in lasting],
     }
 
 
@@ -94,21 +95,25 @@ def _actor(actor: Any) -> dict[str, Any]:
         "name": actor.name,
         "namespace": actor.ray_namespace,
         "class": actor.class_name,
+        "ours": _module(actor).startswith("ray.train."),
         "resources": dict(actor.required_resources),
     }
 
 
 def _is_rays_own(actor: Any) -> bool:
-    module = actor.function_descriptor.python_function_descriptor.module_name
-    return module.startswith("ray.") and not module.startswith("ray.train.")
+    return _module(actor).startswith("ray.") and not _module(actor).startswith("ray.train.")
+
+
+def _module(actor: Any) -> str:
+    return str(actor.function_descriptor.python_function_descriptor.module_name)
 
 
 def remove_leaks(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Removes what `leaks` has found, each told before; what has gone meanwhile is passed over."""
+    """Removes the groups and the actors of ours that `leaks` has found, each told before; what has gone is passed."""
     for group in found["groups"]:
         say(f"Removing placement group {group['name'] or group['id'][:12]}, which holds {group['resources']}")
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group["id"]))))
-    for actor in found["actors"]:
+    for actor in (actor for actor in found["actors"] if actor["ours"]):
         say(f"Ending detached actor {actor['name'] or actor['id'][:12]} ({actor['class']})")
         try:
             ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))

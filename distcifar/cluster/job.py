@@ -4,13 +4,14 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distcifar.config import Recipe, RunSpec
-from distcifar.data.shared import folder_here
+from distcifar.data.shared import opened_here
 from distcifar.tracking.journal import note_event
 from distcifar.tracking.startup import Marks
 
+T = TypeVar("T")
 Listener = Callable[[dict[str, Any]], None]  # is given each metrics row, and each event
 Announce = Callable[[str], None]  # is given sentences for the user
 
@@ -30,10 +31,14 @@ class Job:
     gated: bool = False  # of a search: no epoch begins before it is allowed (sweeps/gate.py)
     store: str = ""  # the run directory's URL, where each machine's workers have a copy of their own (copies.py)
 
-    def data_here(self) -> Path:
-        """The folder of the betons on this machine, which may have to fetch them; the run's events tell of that."""
+    def opened_data(self, opener: Callable[[Path], T]) -> T:
+        """What `opener` makes of the folder of the betons on this machine. It verifies them: DataError for damage.
+
+        They may have to be fetched, or mended where they are a copy; the run's events tell of that.
+        """
 
         def tell(text: str) -> None:
             note_event(self.folder, "data", f"{platform.node()}: {text}")
 
-        return folder_here(self.recipe.data, self.spec.data_root, self.spec.data_copies, self.data, tell)
+        spec = self.spec
+        return opened_here(opener, self.recipe.data, spec.data_root, spec.data_copies, self.data, tell)

@@ -110,7 +110,8 @@ def _told(job: Job, copy: RunCopy, fit: "Future[Fit]", listen: Listener, announc
             raise result["error"]
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            note_event(job.folder, "stopped", "at once (SIGINT)", signal="SIGINT")
+            reason = StopRequest(job.folder).reason() or "SIGINT"
+            note_event(job.folder, "stopped", f"at once ({reason})", signal=reason)
         elif _has_begun(job) or not isinstance(error, DistcifarError):  # a mistake before that ends no run
             note_event(job.folder, "failed", f"{type(error).__name__}: {error}")
         if isinstance(error, DistcifarError):

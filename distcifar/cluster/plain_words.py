@@ -46,10 +46,17 @@ TRANSLATIONS = (
         f"Look at nvidia-smi on each node, or {DOCTOR} --address HOST:PORT; NCCL_DEBUG=INFO says more",
     ),
     Translation(
-        r"No space left on device|local disk's utilization is over capacity|is over 95% full|OutOfDiskError",
+        r"local disk's utilization is over capacity|is over 95% full|OutOfDiskError"
+        r"|No space left on device\W+\S*(/ray/|session_|plasma)",
         "The disk of Ray's own files (/tmp/ray) is full",
         "Ray stops starting processes when 95 % of it are used",
         f"Make room there ({DOCTOR} --fix removes what dead heads have left), or `ray start --temp-dir` elsewhere",
+    ),
+    Translation(
+        r"No space left on device(?P<path>: \S+)?",
+        "A disk of a worker's machine is full{path}",
+        "Run, copies of data, and caches below ~/.cache and /tmp need room where the workers are",
+        "Make room there; the same command goes on",
     ),
     Translation(
         r"running low on memory|node is low on memory",

@@ -6,19 +6,20 @@ for a scheduler's decision (sweeps/trial.py), or goes on at once. Nothing here k
 
 import platform
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from distcifar.cluster.agreement import agreed, alone
 from distcifar.cluster.balance import by_speed
 from distcifar.cluster.hardware import Meter
 from distcifar.cluster.job import Job, Listener
 from distcifar.cluster.memory import halved_microbatch, known_microbatch
 from distcifar.cluster.recorder import Recorder, RunRecorder
 from distcifar.cluster.stopping import StopRequest
-from distcifar.cluster.watchdog import Pulse
+from distcifar.cluster.watchdog import Pulse, mark_of
 from distcifar.data.build import OpenData, open_data
 from distcifar.errors import CheckpointError, DistcifarError, DivergenceError, ResourceError
 from distcifar.tracking.journal import note_event
@@ -34,7 +35,6 @@ from distcifar.training.state import TrainState
 from distcifar.training.summary import summarise
 from distcifar.world import World
 
-T = TypeVar("T")
 AfterEpoch = Callable[[dict[str, float]], None]  # is given each epoch's metrics, on every rank
 Epochs = Generator[dict[str, float], None, dict[str, Any]]  # their metrics; returns the result
 Opener = Callable[[Job, World], OpenData]
@@ -70,11 +70,14 @@ def rank_epochs(job: Job, world: World, *, listen: Listener, opener: Opener | No
     """
     recorder = Recorder()
     try:
-        data = agreed(world, lambda: (opener or _open)(job, world))
-        recorder = agreed(world, lambda: _recorder(job, world, data, listen))
-        first = FirstStep(job.startup.ended("data"), lambda: _wait_for(world.device), recorder.started)
-        with Pulse(job.folder, world, job.spec.hang_seconds) as pulse, Meter(job.folder, world):
-            return (yield from _train_sound(job, world, data, recorder, Stages(pulse, first)))
+        with Pulse(job.folder, world, job.spec.hang_seconds) as pulse:
+            data = agreed(world, lambda: _opened(job, world, opener or _open, pulse))
+            recorder = agreed(world, lambda: _recorder(job, world, data, listen))
+            pulse.belong(_mark(job, world, recorder))
+            pulse.enter("restoring", 0)
+            first = FirstStep(job.startup.ended("data"), lambda: _wait_for(world.device), recorder.started)
+            with Meter(job.folder, world):
+                return (yield from _train_sound(job, world, data, recorder, Stages(pulse, first)))
     except DistcifarError as error:
         return {"error": error}
     except Exception as error:
@@ -87,7 +90,21 @@ def rank_epochs(job: Job, world: World, *, listen: Listener, opener: Opener | No
 
 def _open(job: Job, world: World) -> OpenData:
     threads = job.spec.loader_threads or torch.get_num_threads()
-    return open_data(job.recipe, job.data_here(), world, mode=job.spec.loader, threads=threads)
+    return job.opened_data(lambda folder: open_data(job.recipe, folder, world, mode=job.spec.loader, threads=threads))
+
+
+def _opened(job: Job, world: World, opener: Opener, pulse: Pulse) -> OpenData:
+    """The data. A rank that has them and waits for the others is not the one that holds them up."""
+    pulse.enter("opening", 0)
+    data = opener(job, world)
+    pulse.enter("meeting", 0)
+    return data
+
+
+def _mark(job: Job, world: World, recorder: Recorder) -> str:
+    """The group's mark in the run directory. From the primary itself: a network file system shows others old files."""
+    mark = world.first(recorder.mark or None)
+    return (mark_of(job.folder) if job.store else mark) or ""
 
 
 def _recorder(job: Job, world: World, data: OpenData, listen: Listener) -> Recorder:
@@ -113,19 +130,6 @@ class Stages:
         self.first.enter(stage)
 
 
-def agreed(world: World, action: Callable[[], T]) -> T:
-    """The value of `action` on this rank. A DistcifarError on any rank is raised on all. A collective."""
-    problem: DistcifarError | None = None
-    try:
-        value = action()
-    except DistcifarError as error:
-        problem = error
-    problem = world.first(problem)
-    if problem is not None:
-        raise problem
-    return value
-
-
 def _train_sound(job: Job, world: World, data: OpenData, recorder: Recorder, stages: Stages) -> Epochs:
     """Trains; after a divergence, where the recipe says so, again from a checkpoint with a lower rate."""
     attempt = Attempt()
@@ -136,7 +140,7 @@ def _train_sound(job: Job, world: World, data: OpenData, recorder: Recorder, sta
         stages.first.ended("model")
         return_freed_memory()
         try:
-            with _alone(world):
+            with alone(world):
                 data = by_speed(job, world, data, state, recorder)
             return (yield from _train(job, world, data, state, recorder, stages))
         except DivergenceError as error:
@@ -221,7 +225,7 @@ def _train(job: Job, world: World, data: OpenData, state: TrainState, recorder: 
         return _stopped(state, recorder, world)
     _require_recorded(recorder, world)
     return_freed_memory()
-    with _alone(world):
+    with alone(world):
         result = summarise(state, data, world, interrupted=options.interrupted)
     if result is None:
         return _stopped(state, recorder, world)
@@ -263,25 +267,8 @@ def _compiles(job: Job, world: World, data: OpenData, state: TrainState, recorde
 
 
 def _guarded(world: World, reports: Iterator[Report]) -> Iterator[Report]:
-    with _alone(world):
+    with alone(world):
         yield from reports
-
-
-@contextmanager
-def _alone(world: World) -> Iterator[None]:
-    """Within, what a user can mend is raised as such only where all ranks raise it.
-
-    A rank that has met it alone (a disk that cannot be read) fails as for a bug: the others wait for it, and Ray
-    starts all of them again.
-    """
-    try:
-        yield
-    except DivergenceError:
-        raise
-    except DistcifarError as error:
-        if world.size > 1:
-            raise RuntimeError(str(error)) from error
-        raise
 
 
 def _stopped(state: TrainState, recorder: Recorder, world: World) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def silence(row: Row) -> None:
 class Recorder:
     """Takes reports and, at the end, the result; this one does nothing with them: of every rank but the primary."""
 
+    mark = ""  # that it has left in the run directory (watchdog.py)
+
     @property
     def problem(self) -> Exception | None:
         """What keeps it from recording, if anything does."""
@@ -89,7 +91,7 @@ class RunRecorder(Recorder):
         self._folder, self._spec, self._launch = job.folder, job.spec, job.launch
         self._data, self._workers, self._listen = data, workers, listen
         with _storage_errors(job.folder, 0), ExitStack() as unless_begun:
-            self._lock, self._mark = take_writer_lock(job.folder, self._tell_wait)
+            self._lock, self.mark = take_writer_lock(job.folder, self._tell_wait)
             unless_begun.callback(self._lock.release)
             self.journal = Journal(job.folder, part_bytes=STORED_PART_BYTES if is_url(job.spec.runs) else PART_BYTES)
             self._system = SystemLog(job.folder)
@@ -122,7 +124,8 @@ class RunRecorder(Recorder):
         words = f"at step {step} with {self._workers} worker(s)"
         if before != self._workers:
             words += f" instead of {before}: the same global batches, shared out anew"
-        self.tell("continue" if step else "start", words, step=step, reached=reached, launch=self._launch)
+        facts = {"step": step, "reached": reached, "launch": self._launch, "workers": self._workers}
+        self.tell("continue" if step else "start", words, **facts)
         if not step:
             self._save()  # from here on there is always one to go back to
 
@@ -174,7 +177,7 @@ class RunRecorder(Recorder):
 
     def close(self) -> None:
         self._writer.close()
-        remove_mark(self._folder, self._mark)
+        remove_mark(self._folder, self.mark)
         self._lock.release()
 
     def tell(self, kind: str, text: str, **facts: Any) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 
 from distcifar.cluster.aside import Answer, answer_of
@@ -15,7 +16,7 @@ from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.plain_words import in_plain_words
 from distcifar.cluster.session import Workers, ray_session
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
-from distcifar.cluster.waiting import Lookout, Patience, warn_of_leaks
+from distcifar.cluster.waiting import Lookout, Patience, is_waiting, warn_of_leaks
 from distcifar.errors import DistcifarError, RunError
 from distcifar.tracking.journal import JournalFollower, note_event
 
@@ -59,6 +60,7 @@ def _fit_once(job: Job, listen: Listener, announce: Announce) -> Any:
 def _followed(job: Job, workers: Workers, answer: Answer, listen: Listener, announce: Announce) -> Any:
     """Tells the journal's new rows until there is an answer; and what the workers wait for where they do."""
     follower, result = JournalFollower(job.folder), None
+    request = StopRequest(job.folder)
     patience, lookout = Patience(workers, job.spec.wait_minutes, announce), Lookout()
     while result is None:
         try:
@@ -72,6 +74,8 @@ def _followed(job: Job, workers: Workers, answer: Answer, listen: Listener, anno
             for words in lookout.lost():
                 note_event(job.folder, "node lost", words)
             patience.look()
+            if request.made() and is_waiting(workers, ray.cluster_resources()):
+                raise KeyboardInterrupt  # there is nobody who could save anything, or see the request
     return result
 
 

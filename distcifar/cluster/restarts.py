@@ -16,14 +16,16 @@ def require_progress(journal: Journal, launch: str) -> None:
     """Called by a rank that starts: pauses after a second failure at one step, raises RunError after a third.
 
     Only the starts of this `launch` count: who types the command again has changed something, or wants to try. So
-    do those after a rank has halved its microbatch: that is progress though no step was done.
+    do those after a rank has halved its microbatch: that is progress though no step was done. And those from the last
+    one with more workers than before on: Ray ended the others because nodes had come.
     """
     starts: list[dict[str, Any]] = []
     for event in journal.events():
         if event["kind"] == "memory":
             starts = []
         elif event["kind"] in ("start", "continue") and event.get("launch") == launch:
-            starts.append(event)
+            grown = bool(starts) and event.get("workers", 0) > starts[-1].get("workers", 0)
+            starts = [event] if grown else [*starts, event]
     if not starts:
         return
     reached = last_step(journal)

@@ -145,7 +145,7 @@ def fit_workers(spec: RunSpec, have: dict[str, float]) -> Workers:
             f"The cluster has {cpus} CPUs and {gpus} GPUs; {needed} workers need {needed * each} CPUs"
             + (f" and {needed} GPUs" if gpu else ""),
             "All workers run at once",
-            f"Use --workers {max(1, fitting)}, or add nodes",
+            f"Use --workers {fitting}, or add nodes" if fitting else f"Use --cpus-per-worker {cpus}, or larger nodes",
         )
     return Workers(count, each, gpu, spec.min_workers)
 
@@ -154,7 +154,13 @@ def require_head(address: str) -> None:
     """Raises ResourceError unless something listens at `address`: ray.init would wait for ten minutes."""
     if address == "auto":
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if "://" in address:
+        raise ResourceError(
+            f"{address!r} is not the address of a head",
+            "--address is HOST:PORT of a running head, not that of Ray's client or of its job server",
+            "Use port 6379 of that host, or `ray job submit --address ...`, whose jobs find the head by themselves",
+        )
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:

@@ -14,25 +14,35 @@ from distcifar.errors import ResourceError
 WAITING = (gcs.GROUP.PENDING, gcs.GROUP.RESCHEDULING)
 PATIENCE_SECONDS = 15.0  # without a sign of the workers, after which the user is told what they wait for
 LOOK_SECONDS = 5.0  # between two looks at the cluster
+MEETING_SECONDS = 60.0  # that workers who have their places may take until they have met and read the data
+NOT_MET = (
+    f"The workers have their places, and nothing was heard of them for {MEETING_SECONDS:.0f} s: they start, read their "
+    "data, or cannot reach each other. Where that stays so: --verbose shows what they say, and "
+    "python jobs/doctor.py --address auto looks at names and ports"
+)
 
 
 @dataclass(frozen=True)
 class Holder:
     """Resources that are reserved for a program on the cluster."""
 
-    job: str  # Ray's number of the program, hexadecimal
+    job: str  # Ray's number of the program, hexadecimal; "" for all that hold something without a placement group
     resources: Mapping[str, float]
     entrypoint: str = ""  # its command line
     submission: str = ""  # of `ray job submit`; empty for a program that was started otherwise
     ended: bool = False  # it has, and left this behind
 
     def __str__(self) -> str:
+        if not self.job:
+            return f"{_amounts(self.resources)} by tasks or actors of other programs"
         name = f"{self.entrypoint or 'a program'} ({self.submission or f'job {self.job}'})"
         return f"{_amounts(self.resources)} by {name}" + (", which has ended" if self.ended else "")
 
     @property
     def remedy(self) -> str:
         """What frees it."""
+        if not self.job:
+            return "`ray list actors` names those programs: end them"
         if self.ended:
             return "python jobs/doctor.py --address auto --fix frees what a program has left"
         return f"ray job stop {self.submission}" if self.submission else "end that program"
@@ -48,11 +58,11 @@ class Patience:
     def __init__(self, workers: Workers, wait_minutes: float, announce: Callable[[str], None]) -> None:
         self._workers, self._wait, self._announce = workers, 60 * wait_minutes, announce
         self._sign = self._look = time.monotonic()
-        self._told = ""
+        self._told, self._begun = "", False
 
     def sign_of_life(self) -> None:
         """The training goes on."""
-        self._sign = time.monotonic()
+        self._sign, self._told, self._begun = time.monotonic(), "", True
 
     def look(self) -> None:
         """Looks at the cluster now and then while there is no sign. Raises ResourceError when it was long enough."""
@@ -61,10 +71,13 @@ class Patience:
             return
         self._look = now
         have = ray.cluster_resources()
-        words = waiting_words(self._workers, have, holders()) if is_waiting(self._workers, have) else ""
-        if words and words != self._told:
+        waiting = is_waiting(self._workers, have)
+        words = waiting_words(self._workers, have, holders(have)) if waiting else ""
+        if not waiting and not self._begun and now - self._sign > MEETING_SECONDS:
+            words = NOT_MET
+        if words and words != self._told:  # Ray takes a request back now and then, and makes it again
             self._announce(words)
-        self._told = words
+            self._told = words
         if self._wait and now - self._sign > self._wait and lacks(self._workers, have):
             raise ResourceError(
                 f"No nodes have come for {self._wait / 60:g} minutes. {words}",
@@ -126,26 +139,39 @@ def waiting_words(workers: Workers, have: Mapping[str, float], held: Sequence[Ho
 
 def warn_of_leaks(announce: Callable[[str], None]) -> None:
     """Tells of places that programs which have ended still hold, before the first that lacks them waits."""
-    held = [holder for holder in holders() if holder.ended]
+    held = [holder for holder in holders(ray.cluster_resources()) if holder.ended]
     if held:
         told = "; ".join(map(str, held))
         announce(f"Places are held by nobody: {told}. {held[0].remedy}")
 
 
 def is_waiting(workers: Workers, have: Mapping[str, float]) -> bool:
-    """Whether places were asked for by this program and are not given, or cannot be."""
-    own = ray.get_runtime_context().get_job_id()
-    return lacks(workers, have) or any(
-        group.creator_job_id.hex() == own and group.state in WAITING for group in gcs.groups()
-    )
+    """Whether places are wanted by this program and are not given, or cannot be.
+
+    Where the number of workers may change, Ray asks for none while another training has all of them.
+    """
+    number = ray.get_runtime_context().get_job_id()
+    states = [group.state for group in gcs.groups() if group.creator_job_id.hex() == number]
+    unasked = workers.least > 0 and gcs.GROUP.CREATED not in states
+    return lacks(workers, have) or unasked or any(state in WAITING for state in states)
 
 
-def holders() -> list[Holder]:
-    """What is reserved on the cluster for other programs: placement groups, as Ray Train and Tune make them."""
+def holders(have: Mapping[str, float]) -> list[Holder]:
+    """What of the resources `have` of the cluster other programs hold.
+
+    By program where they have placement groups, as Ray Train and Tune make them; together what has none.
+    """
     own = ray.get_runtime_context().get_job_id()
     programs = {program.job_id.hex(): program for program in gcs.programs()}
-    placed = [group for group in gcs.groups() if group.state == gcs.GROUP.CREATED and group.creator_job_id.hex() != own]
-    return [_holder(group, programs) for group in placed]
+    placed = [group for group in gcs.groups() if group.state == gcs.GROUP.CREATED]
+    found = [_holder(group, programs) for group in placed if group.creator_job_id.hex() != own]
+    free, groups = ray.available_resources(), [gcs.held(group) for group in placed]
+    rest = {
+        name: have.get(name, 0.0) - free.get(name, 0.0) - sum(group.get(name, 0.0) for group in groups)
+        for name in ("CPU", "GPU")
+    }
+    loose = {name: amount for name, amount in rest.items() if amount >= 1}
+    return [*found, Holder("", loose)] if loose else found
 
 
 def _holder(group: Any, programs: Mapping[str, Any]) -> Holder:

@@ -31,7 +31,8 @@ from distcifar.tracking.journal import append_event, note_event
 from distcifar.world import World
 
 TICK = 1.0  # seconds between two refreshes
-NAMING_SECONDS = 60.0  # without a new stage, after which the user is told who holds the others up
+NAMING_SECONDS = 55.0  # without a new stage, after which it takes seconds to see who holds the others up, and to tell
+PATIENT = ("start", "opening", "meeting", "compile")  # may take long: a fetch, a first connection; named, and not ended
 MARK = "group"  # its file in the run directory
 STILL_SECONDS = 5.0  # without a new stage, after which a rank's sign says which collective it has come to
 
@@ -95,7 +96,8 @@ def culprits(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> list[Sign
 class Pulse:
     """This rank's signs of life, from `with` to its end; `enter` is called by the training thread.
 
-    folder: the run directory. seconds: without a new stage after which the process ends itself (0: never).
+    folder: the run directory. seconds: without a new stage after which the process ends itself (0: never), other than
+    PATIENT ones.
     """
 
     def __init__(self, folder: Path, world: World, seconds: float, end: Callable[[], None] | None = None) -> None:
@@ -107,16 +109,17 @@ class Pulse:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Pulse":
-        self._mark = mark_of(self._folder)
-        if self._seconds:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        if self._seconds:
-            self._thread.join()
-            forget(self._path(self._rank))
+        self._thread.join()
+        forget(self._path(self._rank))
+
+    def belong(self, mark: str) -> None:
+        """The run directory is this group's as long as it has that mark ("": it is not looked at)."""
+        self._mark = mark
 
     def enter(self, stage: str, step: int) -> None:
         """The training thread enters `stage` of `step`. Costs two assignments."""
@@ -132,12 +135,12 @@ class Pulse:
             if self._entered != entered:
                 entered, waited, told = self._entered, 0.0, False
             self._write(still=waited > STILL_SECONDS)
-            if mark_of(self._folder) not in (self._mark, ""):
+            if self._mark and mark_of(self._folder) not in (self._mark, ""):
                 self._end()  # without a word: the directory is no longer this group's
             if waited > NAMING_SECONDS and not told:
                 told = True
                 self._name(waited)
-            if waited > self._seconds:
+            if self._seconds and waited > self._seconds and self._stage not in PATIENT:
                 self._give_up(waited)
                 waited = 0.0
 
@@ -165,7 +168,9 @@ class Pulse:
         alive = [rank for rank, sign in after.items() if rank not in before or sign.tick != before[rank].tick]
         if self._rank == min(alive, default=self._rank):
             text = f"no step for {waited:.0f} s, held up by {', '.join(map(str, culprits(before, after)))}"
-            note_event(self._folder, "standing still", f"{text}; ended after {self._seconds:.0f} s of it")
+            if self._seconds and self._stage not in PATIENT:
+                text += f"; ended after {self._seconds:.0f} s of it"
+            note_event(self._folder, "standing still", text)
 
     def _give_up(self, waited: float) -> None:
         """Names who hangs, leaves this process's stacks, and ends it; unless it goes on in the meantime."""

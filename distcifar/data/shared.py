@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from distcifar.config import DataConfig
 from distcifar.data.manifest import BLOCK_BYTES, SPLITS, Manifest, folder_name, from_text
@@ -21,6 +22,7 @@ COPIES = "~/.cache/distcifar/data"  # where a node keeps its copy of data at a U
 READ_BLOCKS = 8  # that one request asks for
 WRONG_READS = 3  # of the same block, after which what is stored is called damaged
 Announce = Callable[[str], None]
+T = TypeVar("T")
 
 
 def copies_folder(root: str, copies: str) -> Path | None:
@@ -46,25 +48,43 @@ def shared_data(
     elif repair or sidecars(_store(config, root), config) is None:
         made = prepare(config, folder, source, announce=announce, repair=repair, max_broken=max_broken)
         put(made, _store(config, root), announce)
-    local_copy(config, root, folder, announce)
-    prepared = open_prepared(config, folder, source)
+    prepared = opened_copy(lambda _: open_prepared(config, folder, source), config, root, folder, announce)
     if prepared is None:
         raise DataError(f"{folder} has lost {folder_name(config)}", "A copy stays while it is used", "Try again")
     return prepared
 
 
-def folder_here(config: DataConfig, root: str, copies: str, prepared: Path, announce: Announce) -> Path:
-    """The folder that a worker reads on its machine: the driver's `prepared` one, or this machine's own copy of it."""
+def opened_here(
+    opener: Callable[[Path], T], config: DataConfig, root: str, copies: str, prepared: Path, announce: Announce
+) -> T:
+    """What `opener` makes of the folder that a worker reads: the driver's `prepared` one, or this machine's copy."""
     folder = copies_folder(root, copies)
-    return prepared if folder is None else local_copy(config, root, folder, announce)
+    return opener(prepared) if folder is None else opened_copy(opener, config, root, folder, announce)
 
 
-def local_copy(config: DataConfig, root: str, copies: Path, announce: Announce) -> Path:
+def opened_copy(
+    opener: Callable[[Path], T], config: DataConfig, root: str, copies: Path, announce: Announce
+) -> T:  # fmt: skip
+    """What `opener`, which verifies it, makes of this machine's copy. One that it refuses is mended, once."""
+    folder = local_copy(config, root, copies, announce)
+    found = _inode(folder)
+    try:
+        return opener(folder)
+    except DataError as error:
+        announce(f"Fetching again what differs from what is stored, because: {error.found}")
+        return opener(local_copy(config, root, copies, announce, damaged=found))
+
+
+def local_copy(
+    config: DataConfig, root: str, copies: Path, announce: Announce, *, damaged: int | None = None
+) -> Path:  # fmt: skip
     """The folder of this machine's copy of the data of `config`; of several processes the first one fetches it.
 
-    Its bytes are not verified here: whoever opens them does. Raises DataError where there is nothing to be copied.
+    Its bytes are not verified here: whoever opens them does. damaged: the inode of a copy that is replaced by one of
+    its right blocks and fetched ones. A storage that does not answer is waited for, ten minutes each time, which
+    `announce` is told. Raises DataError where there is nothing to be copied, and StorageError.
     """
-    store, folder = _store(config, root), copies / folder_name(config)
+    store, folder = _store(config, root).patient(announce), copies / folder_name(config)
     texts = sidecars(store, config)
     if texts is None:
         raise DataError(
@@ -73,18 +93,22 @@ def local_copy(config: DataConfig, root: str, copies: Path, announce: Announce) 
             f"Prepare it: python jobs/prepare.py {config.dataset} --root {root.partition('?')[0]}",
         )
     with storage_errors(copies):
-        if _is_copy(folder, texts):
+        if _is_copy(folder, texts, damaged):
             return folder
         with exclusive(folder, announce):
-            if not _is_copy(folder, texts):  # else another process has fetched it while this one waited
+            if not _is_copy(folder, texts, damaged):  # else another process has fetched it while this one waited
                 _fetch(store, folder, texts, announce)
     return folder
 
 
 def put(prepared: PreparedData, store: Store, announce: Announce) -> None:
-    """Copies a prepared folder into `store`. The training split's sidecar goes last: it says that all is there."""
+    """Copies a prepared folder into `store`. The training split's sidecar says that all is there: it goes last.
+
+    One of older data is removed first, as it would say so of a mixture, also for good where this process dies.
+    """
     size = sum(manifest.size_bytes for manifest in prepared.manifests.values())
     announce(f"Putting {prepared.folder.name} ({size / 1e6:,.0f} MB) to {store.place}")
+    store.delete("train.beton.json")
     splits = [split for split in reversed(SPLITS) if split in prepared.manifests]
     for suffix in ("", ".json"):
         for split in splits:
@@ -110,10 +134,12 @@ def _store(config: DataConfig, root: str) -> Store:
     return Store(place).below(folder_name(config))
 
 
-def _is_copy(folder: Path, texts: dict[str, bytes]) -> bool:
-    """Whether `folder` was fetched whole from what these sidecars describe."""
+def _is_copy(folder: Path, texts: dict[str, bytes], damaged: int | None) -> bool:
+    """Whether `folder` was fetched whole from what these sidecars describe, and is not the damaged one."""
     try:
-        return all((folder / f"{split}.beton.json").read_bytes() == text for split, text in texts.items())
+        return _inode(folder) != damaged and all(
+            (folder / f"{split}.beton.json").read_bytes() == text for split, text in texts.items()
+        )
     except OSError:
         return False
 
@@ -130,7 +156,7 @@ def _fetch(store: Store, folder: Path, texts: dict[str, bytes], announce: Announ
     announce(f"Fetching {folder.name} ({size / 1e6:,.0f} MB, {have / 1e6:,.0f} of them are here) from {place}")
     with progress(f"Fetching {folder.name}", size, in_bytes=True) as advance:
         for split, manifest in manifests.items():
-            _fetch_beton(store, f"{split}.beton", manifest, parts, advance)
+            _fetch_beton(store, folder / f"{split}.beton", manifest, parts, advance)
     with staged(folder) as (ready, _):
         for split, text in texts.items():
             os.replace(parts / f"{split}.beton", ready / f"{split}.beton")
@@ -138,15 +164,19 @@ def _fetch(store: Store, folder: Path, texts: dict[str, bytes], announce: Announ
     parts.rmdir()
 
 
-def _fetch_beton(store: Store, name: str, manifest: Manifest, parts: Path, advance: Callable[[int], None]) -> None:
-    """The beton `name` in the folder `parts`, from the first block on that is not there whole."""
-    with open(parts / name, "ab+") as file:
-        done = whole_blocks(parts / name, manifest)
+def _fetch_beton(store: Store, old: Path, manifest: Manifest, parts: Path, advance: Callable[[int], None]) -> None:
+    """The beton in the folder `parts`, from the first block on that is not there whole.
+
+    Blocks of `old`, an older copy that is to be replaced, are taken where they are right; others are fetched.
+    """
+    with open(parts / old.name, "ab+") as file:
+        done = whole_blocks(parts / old.name, manifest)
         have = min(done * BLOCK_BYTES, manifest.size_bytes)  # the last block may be shorter
         file.truncate(have)
         advance(have)
         while done < len(manifest.blocks):
-            blocks = _read_blocks(store, name, manifest, done)
+            blocks = _right_blocks(_read_old(old, done), manifest, done)
+            blocks = blocks or _read_blocks(store, old.name, manifest, done)
             file.write(b"".join(blocks))
             done += len(blocks)
             advance(sum(map(len, blocks)))
@@ -163,16 +193,37 @@ def whole_blocks(path: Path, manifest: Manifest) -> int:
     return len(manifest.blocks)
 
 
+def _read_old(path: Path, first: int) -> bytes:
+    """Some blocks of `path` from number `first` on; nothing where it cannot be read: then they are fetched."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(first * BLOCK_BYTES)
+            return file.read(READ_BLOCKS * BLOCK_BYTES)
+    except OSError:
+        return b""
+
+
+def _right_blocks(content: bytes, manifest: Manifest, first: int) -> list[bytes]:
+    """The blocks at the beginning of `content` that are those of the beton from number `first` on."""
+    blocks = [content[i : i + BLOCK_BYTES] for i in range(0, len(content), BLOCK_BYTES)]
+    wanted = manifest.blocks[first : first + len(blocks)]
+    right = [hashlib.sha256(block).hexdigest() == digest for block, digest in zip(blocks, wanted, strict=False)]
+    return blocks[: right.index(False) if False in right else len(right)]
+
+
+def _inode(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
 def _read_blocks(store: Store, name: str, manifest: Manifest, first: int) -> list[bytes]:
     """The next blocks of `name` from number `first` on, at least one, each of which has its digest."""
     for _ in range(WRONG_READS):
         content = store.read_at(name, first * BLOCK_BYTES, READ_BLOCKS * BLOCK_BYTES)
-        blocks = [content[i : i + BLOCK_BYTES] for i in range(0, len(content), BLOCK_BYTES)]
-        wanted = manifest.blocks[first : first + len(blocks)]
-        right = [hashlib.sha256(block).hexdigest() == digest for block, digest in zip(blocks, wanted, strict=False)]
-        count = right.index(False) if False in right else len(right)
-        if count:
-            return blocks[:count]
+        if blocks := _right_blocks(content, manifest, first):
+            return blocks
     start = first * BLOCK_BYTES
     raise DataError(
         f"{store.place}/{name} is damaged: bytes {start}-{start + BLOCK_BYTES - 1} are not as its sidecar says",

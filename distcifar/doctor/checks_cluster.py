@@ -77,22 +77,6 @@ def clocks(nodes: Facts, skews: Facts) -> Iterator[Finding]:
         yield ok("clocks", f"within {max((abs(clock['skew']) for clock in skews.values()), default=0):.3f} s")
 
 
-def hostnames(nodes: Facts, machines: Facts) -> Iterator[Finding]:
-    """On several machines each name leads to an address that the others reach."""
-    if len({node["address"] for node in nodes.values() if node["alive"]}) < 2:
-        return  # on one machine 127.0.0.1 is as good as any
-    for machine in machines.values():
-        name = machine.get("hostname", {"problem": ""})
-        if "problem" in name or name["gloo"] or (name["address"] and not name["address"].startswith("127.")):
-            continue
-        what = f"The name {name['name']} leads to {name['address'] or 'no address'}"
-        why = "gloo binds there, and workers on other machines do not reach it: connectFullMesh failed"
-        remedy = (
-            "Its address and name in /etc/hosts, or export GLOO_SOCKET_IFNAME=eth0 (see `ip addr`) before `ray start`"
-        )
-        yield error("hostname", what, why, remedy)
-
-
 def leaks(leaks: Facts) -> Iterator[Finding]:
     """Nothing of dead drivers holds places."""
     why = "What they hold is not free for others, whose trainings wait without an end"
@@ -100,9 +84,12 @@ def leaks(leaks: Facts) -> Iterator[Finding]:
     if leaks["groups"]:
         held = ", ".join(f"{group['name'] or group['id'][:12]} {group['resources']}" for group in leaks["groups"])
         yield warning("placement groups", f"{len(leaks['groups'])} of dead drivers: {held}", why, remedy, "leaks")
-    if leaks["actors"]:
-        names = ", ".join(f"{actor['name'] or actor['id'][:12]} ({actor['class']})" for actor in leaks["actors"])
-        yield warning("detached actors", f"{len(leaks['actors'])} of dead drivers: {names}", why, remedy, "leaks")
+    for ours in (True, False):
+        if actors := [actor for actor in leaks["actors"] if actor["ours"] == ours]:
+            names = ", ".join(f"{actor['name'] or actor['id'][:12]} ({actor['class']})" for actor in actors)
+            kill = f"If nobody wants them: ray.kill(ray.get_actor({actors[0]['name']!r}, {actors[0]['namespace']!r}))"
+            what = f"{len(actors)} of dead drivers: {names}"
+            yield warning("detached actors", what, why, remedy if ours else kill, "leaks" if ours else "")
     if not leaks["groups"] and not leaks["actors"]:
         yield ok("leaks", "none of dead drivers")
 

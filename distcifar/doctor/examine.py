@@ -31,8 +31,8 @@ MACHINE: tuple[Check, ...] = (
     tracking.upload_secrets, tracking.upload_size, tracking.config_secrets,
 )  # fmt: skip
 CLUSTER: tuple[Check, ...] = (
-    cluster.nodes_answer, cluster.versions_are_equal, cluster.auth_is_equal, cluster.clocks, cluster.hostnames,
-    cluster.leaks, cluster.jobs,
+    cluster.nodes_answer, cluster.versions_are_equal, cluster.auth_is_equal, cluster.clocks, cluster.leaks,
+    cluster.jobs,
 )  # fmt: skip
 
 
@@ -65,10 +65,13 @@ def examine(place: Place, address: str, say: Callable[[str], None]) -> Report:
     except ResourceError as reason:
         findings.append(error("cluster", reason.found, reason.rule, reason.remedy))
         return Report(findings, {"machine": facts})
+    told = {facts["host"]: findings}  # several nodes may be on one machine
     for key, node in seen["machines"].items():
         if "problem" not in node:
             host = f"{node['host']} ({seen['nodes'][key]['address']})"
-            findings += [replace(found, where=host, fix="") for found in _news(findings_of(node, MACHINE), findings)]
+            news = _news(findings_of(node, MACHINE), told.get(node["host"], []))
+            told[node["host"]] = [*told.get(node["host"], []), *news]
+            findings = findings + [replace(found, where=host, fix="") for found in news]
     findings += findings_of(seen | {"client": facts["auth"]}, CLUSTER)
     return Report(findings, {"machine": facts, "cluster": seen})
 
@@ -87,6 +90,6 @@ def look_at_cluster(place: Place) -> Facts:
 
 
 def _news(found: list[Finding], known: list[Finding]) -> list[Finding]:
-    """The problems in `found` that were not told of this machine already, which may be a node too."""
+    """The problems in `found` that were not told of the same machine already."""
     told = {(finding.check, finding.what) for finding in known}
     return [finding for finding in found if finding.level != "ok" and (finding.check, finding.what) not in told]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distcifar.doctor.findings import Facts
-from distcifar.doctor.machine import cpu_facts, file_limit, gpu_facts, hostname_facts, memory_facts
+from distcifar.doctor.machine import cpu_facts, file_limit, gpu_facts, memory_facts
 from distcifar.doctor.ray_here import auth_facts, exposed, head_facts, port_facts, ray_environment, session_facts
 from distcifar.doctor.software import (
     ffcv_facts,
@@ -71,7 +71,6 @@ def _machine(place: Place) -> Facts:
         "memory": memory_facts,
         "shm": lambda: disk_facts(place.shm),
         "files": file_limit,
-        "hostname": lambda: hostname_facts(place.environment),
         "temp": lambda: disk_facts(place.ray_temp),
         "storage": lambda: {name: folder_facts(path) for name, path in place.folders.items()},
         "stores": lambda: {name: store_facts(url, write=name == "runs") for name, url in place.stores.items()},

@@ -1,9 +1,7 @@
 """Facts of the machine itself: processors, memory, limits, its name, its GPUs."""
 
 import os
-import platform
 import resource
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,16 +58,6 @@ def file_limit() -> Facts:
     """How many files a process may hold open: {"soft", "hard"}."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {"soft": soft, "hard": hard}
-
-
-def hostname_facts(environment: Mapping[str, str]) -> Facts:
-    """{"name", "address" (None where it does not resolve), "gloo": GLOO_SOCKET_IFNAME}."""
-    name = platform.node()
-    try:
-        address: str | None = socket.gethostbyname(name)
-    except OSError:
-        address = None
-    return {"name": name, "address": address, "gloo": environment.get("GLOO_SOCKET_IFNAME", "")}
 
 
 def gpu_facts() -> Facts:

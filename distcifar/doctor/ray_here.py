@@ -1,6 +1,10 @@
 """Facts of Ray on this machine: who listens where, tokens, folders and addresses that dead heads have left."""
 
+import grp
+import http.client
+import json
 import os
+import pwd
 import re
 import socket
 import stat
@@ -20,6 +24,7 @@ from distcifar.doctor.secrets import secret_names
 TOLD = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS",
         "NUMBA_THREADING_LAYER")  # fmt: skip
 PROBE_SECONDS = 1.0
+MOST_READ = 1 << 20  # bytes of an answer
 STILL_SECONDS = 600.0  # in which a living head has written to its logs many times
 MOST_FILES = 100_000  # of sessions' folders that are added up
 
@@ -72,20 +77,27 @@ def _auth(role: str, environment: Mapping[str, str] | None, at: Any) -> str:
     if role and environment is not None:
         return "token" if environment.get("RAY_AUTH_MODE", "").lower() == "token" else "disabled"
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(at.ip, at.ip)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would be asked for 127.0.0.1 too
     try:
-        urllib.request.urlopen(f"http://{host}:{at.port}/api/jobs/", timeout=PROBE_SECONDS).close()
+        with direct.open(f"http://{host}:{at.port}/api/jobs/", timeout=PROBE_SECONDS) as answer:
+            json.loads(answer.read(MOST_READ))
     except urllib.error.HTTPError as refusal:
         return "token" if refusal.code in (401, 403) else "unknown"
-    except (OSError, ValueError):
-        return "unknown"  # it speaks no HTTP
+    except (OSError, ValueError, http.client.HTTPException):
+        return "unknown"  # it speaks no HTTP, or is another program's page
     return "disabled"
 
 
 def ray_environment() -> dict[str, str]:
-    """What `ray start` was given on this node, as its raylet has it; only what is told of it."""
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        if role_of(process.info["cmdline"] or []) == "raylet" and process.info["environ"]:
-            return {name: value for name, value in process.info["environ"].items() if name in TOLD}
+    """What `ray start` was given on this node, as its raylet has it; only what is told of it, of the token that it is.
+
+    The raylet is this process's ancestor; another one may be of another cluster.
+    """
+    for process in psutil.Process().parents():
+        seen = _process(process.pid)
+        if role_of(seen["cmdline"]) == "raylet" and seen["environ"]:
+            token = {"RAY_AUTH_TOKEN": "it is set"} if seen["environ"].get("RAY_AUTH_TOKEN") else {}
+            return {name: value for name, value in seen["environ"].items() if name in TOLD} | token
     return {}
 
 
@@ -105,9 +117,22 @@ def exposed(path: Path) -> bool:
     """Whether others than the owner can read the file: by its mode, and that of all folders above it."""
     if not path.is_file():
         return False
-    others = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
-    passable = stat.S_IXGRP | stat.S_IXOTH
-    return bool(others) and all(folder.stat().st_mode & passable for folder in path.absolute().parents)
+    file, folders = path.stat(), [folder.stat() for folder in path.absolute().parents]
+    group = not _is_alone(file.st_uid, file.st_gid) and file.st_mode & stat.S_IRGRP
+    others = file.st_mode & stat.S_IROTH
+    return bool(group and all(each.st_mode & stat.S_IXGRP or each.st_mode & stat.S_IXOTH for each in folders)) or bool(
+        others and all(each.st_mode & stat.S_IXOTH for each in folders)
+    )
+
+
+def _is_alone(user: int, group: int) -> bool:
+    """Whether the user is the only member of the group, as of the one that Debian and Ubuntu give each."""
+    try:
+        members, name = grp.getgrgid(group).gr_mem, pwd.getpwuid(user).pw_name
+    except KeyError:
+        return False
+    primary = {each.pw_name for each in pwd.getpwall() if each.pw_gid == group}
+    return primary | {*members} <= {name}
 
 
 def session_facts(ray_temp: Path, now: float) -> Facts:

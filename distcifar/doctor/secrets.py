@@ -11,7 +11,8 @@ FORM = re.compile(
     r"\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{22,}|\bhf_[A-Za-z0-9]{30,}"
     r"|\bxox[abp]-[\w-]{20,}|\bAIza[\w-]{35}|\bwandb_v1_\w{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-ASSIGNED = re.compile(r"(?P<name>[\w.-]+)[\"']?\s*[:=]\s*[\"']?(?P<value>[\w+/=.-]{20,})")
+# A name begins where a word does: elsewhere a long word would be looked at from each of its letters.
+ASSIGNED = re.compile(r"(?<![\w.-])(?P<name>[\w.-]{1,100})[\"']?\s*[:=]\s*[\"']?(?P<value>[\w+/=.-]{20,})")
 LOGIN = re.compile(r"\bpassword\s+[\w-]{32,}")  # of a netrc file
 RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w+=-][\w+/=.-]{15,}")
 

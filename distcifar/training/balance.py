@@ -99,7 +99,8 @@ def measured_costs(recipe: Recipe, data: OpenData, precision: str, world: World,
     most = min(recipe.batch_size, data.loaders.train.store.num_samples)
 
     def timed(images: int) -> tuple[int, float]:
-        loader = replace(data.loaders.train, batch_size=min(max(2, images), most), world=alone, drop_last=True)
+        size = min(max(2, images), most)  # no weights: data of before a rollback have some
+        loader = replace(data.loaders.train, batch_size=size, world=alone, weights=(), drop_last=True)
         batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
         world.barrier()
         return loader.batch_size, _step_seconds(state, batches, alone, microbatch)

@@ -9,7 +9,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from distcifar.config import Recipe
-from distcifar.data.loader import Loaders
+from distcifar.data.loader import Batch, Loaders
 from distcifar.data.plan import step_seed
 from distcifar.errors import ConfigError, DivergenceError
 from distcifar.models import frozen_norms
@@ -125,8 +125,8 @@ def _train_epoch(
     random = any(isinstance(module, _DropoutNd) for module, _ in modes)
     steps = StepLog(steps_per_epoch, world.device)
     options.on_stage("data", progress.step)
+    compiled: set[object] = set()
     for batch in steps.timed(loader.batches(progress.epoch, progress.epoch_step, images, losses)):
-        options.on_stage("step", progress.step)
         if any(module.training != mode for module, mode in modes):
             raise RuntimeError("the model's train/eval mode was changed inside the epoch")
         if random:
@@ -135,6 +135,7 @@ def _train_epoch(
         set_learning_rate(state.optimizers, progress.lr / recipe.optim.lr)
         epochs_done = progress.epoch + progress.epoch_step / steps_per_epoch
         freeze_layers(state.model, recipe, epochs_done / recipe.total_epochs)
+        options.on_stage(_stage(options, state.model, batch, compiled), progress.step)
         result = train_step(net, state, recipe, batch, world, microbatch=options.microbatch)
         if state.hard is not None:
             state.hard.note(batch, result.losses, world)
@@ -148,6 +149,16 @@ def _train_epoch(
             yield steps.report(recipe, state, world, options, save=save)
             steps.since = time.monotonic()  # what the caller did meanwhile is not training
         options.on_stage("data", progress.step)
+
+
+def _stage(options: FitOptions, model: nn.Module, batch: Batch, compiled: set[object]) -> str:
+    """ "compile" for the first step of its kind in an epoch, which may take a minute where steps are compiled."""
+    if not options.compile:
+        return "step"
+    kind = (batch.images.shape, sum(parameter.requires_grad for parameter in model.parameters()))
+    new = kind not in compiled
+    compiled.add(kind)
+    return "compile" if new else "step"
 
 
 def _set_mode(net: nn.Module, recipe: Recipe, state: TrainState, *, training: bool) -> None:

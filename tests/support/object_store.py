@@ -1,5 +1,6 @@
 """An S3 server in this process, and a line to it that is cut when a test says so."""
 
+import http.server
 import os
 import socket
 import threading
@@ -80,6 +81,28 @@ class ObjectStore:
         """s3://bucket/PATH as pyarrow takes it."""
         endpoint = quote(f"http://127.0.0.1:{self.line_port if over_line else self.port}", safe="")
         return f"s3://{BUCKET}/{path}?endpoint_override={endpoint}&region=us-east-1"
+
+
+@contextmanager
+def refusing(status: int) -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server that answers everything with `status`, and the requests that it was sent."""
+    asked: list[str] = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        do_GET = do_PUT = do_POST = do_HEAD
+
+        def log_message(self, format: str, *values: object) -> None:
+            """Says nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield ObjectStore(server.server_port, Line(0), 0).url("refused"), asked
+        server.shutdown()
 
 
 @contextmanager

@@ -76,6 +76,13 @@ def test_in_a_job_the_same_line_is_the_same_run_until_it_is_finished(program, tm
         assert program.from_environment(other, recipe).name == other.name
 
 
+def test_the_address_of_a_job_server_is_none_of_a_head(program, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert program.from_environment(RunSpec()).address == ""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert program.from_environment(RunSpec()).address == "127.0.0.1:6379"
+
+
 def test_variables_have_the_type_of_what_they_set(program, monkeypatch):
     monkeypatch.setenv("DISTCIFAR_WAIT_MINUTES", "20")
     monkeypatch.setenv("DISTCIFAR_DEVICE", "cuda")

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from distcifar.cluster.agreement import agreed
 from distcifar.cluster.job import Job
-from distcifar.cluster.rank import agreed
 from distcifar.cluster.stopping import StopRequest
 from distcifar.cluster.stored.mirror import Mirror
 from distcifar.cluster.stored.places import HOME, Marks, runs_here

@@ -45,7 +45,9 @@ class KeptImages:
         threads = job.spec.loader_threads or torch.get_num_threads()
         wanted = (job.data, job.spec.loader, threads, bool(job.recipe.data.validation))
         if self.opened is None or wanted != self.key:
-            self.opened = open_stores(job.data_here(), world, mode=wanted[1], threads=threads, validation=wanted[3])
+            self.opened = job.opened_data(
+                lambda folder: open_stores(folder, world, mode=wanted[1], threads=threads, validation=wanted[3])
+            )
             self.key = wanted
         return load(self.opened, job.recipe, world)
 

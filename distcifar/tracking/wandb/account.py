@@ -1,11 +1,13 @@
 """Facts of this machine's access to W&B: the server, the key's form, whether the server answers. Never the key."""
 
 import configparser
+import http.client
 import netrc
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,14 +20,14 @@ def account_facts(environment: Mapping[str, str], home: Path) -> dict[str, Any]:
 
     reach: "" where the server answers, a reason where it does not, None where it was not asked: offline, or no key.
     """
-    server = server_of(environment, home)
+    server = re.sub(r"//[^/@]*@", "//", server_of(environment, home))  # without a login, which is told nowhere
     login = Path(environment.get("NETRC") or home / ".netrc")
     source, key = find_key(environment, login, server)
     mode = environment.get("WANDB_MODE", "")
     asked = bool(source) and mode not in ("offline", "disabled", "dryrun")
     return {
         "mode": mode,
-        "server": re.sub(r"//[^/@]*@", "//", server),  # without a login
+        "server": server,
         "netrc": str(login),
         "source": source,
         "length": len(key),
@@ -40,7 +42,8 @@ def server_of(environment: Mapping[str, str], home: Path) -> str:
 
     folder = Path(environment.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb")
     settings = configparser.ConfigParser(interpolation=None)
-    settings.read(folder / "settings")
+    with suppress(configparser.Error):  # its words hold a line of the file, which may be a key
+        settings.read(folder / "settings")
     written = settings.get("default", "base_url", fallback="")
     return (environment.get("WANDB_BASE_URL") or written or DEFAULT_BASE_URL).rstrip("/")
 
@@ -78,6 +81,8 @@ def unreachable(server: str) -> str:
         urllib.request.urlopen(server, timeout=REACH_SECONDS).close()
     except urllib.error.HTTPError:
         return ""
-    except (OSError, ValueError) as reason:
+    except OSError as reason:
         return str(reason)
+    except (ValueError, http.client.HTTPException):
+        return "it is no address of a web server"
     return ""

@@ -23,6 +23,7 @@ TEXTS = {
     "network": "[../third_party/gloo/gloo/transport/tcp/pair.cc:144] Gloo connectFullMesh failed with timeout",
     "NCCL": "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
     "disk": "OSError: [Errno 28] No space left on device: '/tmp/ray/session_2026-11-22/logs'",
+    "other disk": "OSError: [Errno 28] No space left on device: '/home/ann/.cache/distcifar/data/x.beton'",
     "memory": "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.2, ID: ab)",
     "node": "The actor died unexpectedly.\nThe actor died because its node has died. Node Id: 3f",
     "versions": VERSIONS,
@@ -45,6 +46,13 @@ def test_versions_are_told_as_they_are():
         assert part in told
 
 
+def test_a_disk_that_is_full_is_told_by_its_path_and_is_not_taken_for_rays():
+    told = str(in_plain_words(RuntimeError(TEXTS["other disk"])))
+    assert "is full: '/home/ann/.cache/distcifar/data/x.beton'" in told
+    assert "/tmp/ray)" not in told
+    assert "is full." in str(in_plain_words(OSError(28, "No space left on device")))
+
+
 @pytest.mark.parametrize("text", ["", "list index out of range", "CUDA out of memory. Tried to allocate", "a node"])
 def test_what_is_not_known_stays_as_it_was(text: str):
     error = RuntimeError(text)
@@ -54,7 +62,7 @@ def test_what_is_not_known_stays_as_it_was(text: str):
 
 def test_what_is_below_counts_too():
     outer = RuntimeError("the controller failed")
-    outer.__cause__ = OSError(28, "No space left on device")
+    outer.__cause__ = OSError(28, "No space left on device", "/tmp/ray/session_x/logs")
     assert "/tmp/ray" in str(in_plain_words(outer))
 
 

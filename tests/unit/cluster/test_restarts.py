@@ -72,6 +72,19 @@ def test_who_types_the_command_again_begins_to_count_anew(tmp_path: Path, pauses
     require_progress(journal, "d")
 
 
+def test_nodes_that_join_one_after_another_are_no_failures(tmp_path: Path, pauses: list[float]):
+    """Each time Ray ends the workers, before their first step, and starts more of them."""
+    journal = Journal(tmp_path)
+    for workers in (1, 2, 3, 4, 5):
+        require_progress(journal, "a")
+        journal.event("start", "...", reached=0, launch="a", workers=workers)
+    assert pauses == []
+    for _ in range(2):
+        journal.event("start", "...", reached=0, launch="a", workers=5)
+    with pytest.raises(RunError, match="3 times"):
+        require_progress(journal, "a")
+
+
 def test_a_rank_that_halves_its_microbatch_is_not_stuck(tmp_path: Path, pauses: list[float]):
     """Of several workers each halving is a restart at the same step: 512 images need six to come down to 8."""
     journal = Journal(tmp_path)

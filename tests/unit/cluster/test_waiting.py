@@ -1,5 +1,7 @@
 """A run that waits says what it needs, what there is, who holds it, and what to type; alone, and on a real cluster."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from distcifar.cluster import waiting
@@ -51,11 +53,68 @@ def test_an_autoscaled_cluster_is_not_refused_for_what_it_does_not_have_yet():
         fit_workers(RunSpec(workers=8, address="host:6379", device="cuda"), {"CPU": 2.0})
 
 
+def group(job: str, state: int, cpus: float) -> SimpleNamespace:
+    bundle = SimpleNamespace(unit_resources={"CPU": cpus})
+    return SimpleNamespace(creator_job_id=bytes.fromhex(job), state=state, bundles=[bundle])
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the head knows, seen by program 02."""
+    found = SimpleNamespace(groups=[], free={"CPU": 4.0})
+    context = SimpleNamespace(get_job_id=lambda: "02")
+    monkeypatch.setattr(waiting.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(waiting.ray, "available_resources", lambda: found.free)
+    monkeypatch.setattr(waiting.gcs, "groups", lambda: found.groups)
+    monkeypatch.setattr(waiting.gcs, "programs", list)
+    return found
+
+
+def test_what_is_held_without_a_placement_group_is_not_called_free(cluster: SimpleNamespace):
+    have = {"CPU": 4.0}
+    cluster.groups, cluster.free = [group("01", waiting.gcs.GROUP.CREATED, 1.0)], {"CPU": 1.0}
+    held = waiting.holders(have)
+    assert [(holder.job, holder.resources) for holder in held] == [("01", {"CPU": 1.0}), ("", {"CPU": 2.0})]
+    words = waiting_words(Workers(2, 1, gpu=False), have, held)
+    assert "of which 1 free" in words
+    assert "2 CPUs by tasks or actors of other programs" in words
+    assert "ray list actors" in words
+    cluster.groups, cluster.free = [group("02", waiting.gcs.GROUP.CREATED, 4.0)], {}
+    assert waiting.holders(have) == [], "its own places"
+
+
+def test_a_run_of_one_to_two_waits_though_ray_has_not_asked_for_places_yet(cluster: SimpleNamespace):
+    """Ray's coordinator gives all of the cluster to the training that is there, and asks for none for the other."""
+    have, some = {"CPU": 2.0}, Workers(2, 1, gpu=False, least=1)
+    cluster.groups, cluster.free = [group("01", waiting.gcs.GROUP.CREATED, 2.0)], {}
+    assert waiting.is_waiting(some, have)
+    assert "Held: 2 CPUs by a program (job 01)" in waiting_words(some, have, waiting.holders(have))
+    assert not waiting.is_waiting(Workers(2, 1, gpu=False), have)
+    cluster.groups = [group("02", waiting.gcs.GROUP.CREATED, 1.0)]
+    assert not waiting.is_waiting(some, have)
+
+
+def test_workers_that_have_places_and_do_not_meet_are_told_once(monkeypatch: pytest.MonkeyPatch):
+    clock, told = [0.0], []
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(waiting.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(waiting, "is_waiting", lambda workers, have: False)
+    patience = Patience(Workers(2, 1, gpu=False), 0.0, told.append)
+    for second in range(200):
+        clock[0] = second
+        patience.look()
+        assert len(told) == (second >= waiting.MEETING_SECONDS + waiting.LOOK_SECONDS)
+    patience.sign_of_life()
+    clock[0] = 900.0
+    patience.look()
+    assert len(told) == 1, "a step may take long"
+
+
 def test_what_is_waited_for_is_told_after_a_while_once_and_not_for_ever(monkeypatch: pytest.MonkeyPatch):
     clock, told = [0.0], []
     monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(waiting.ray, "cluster_resources", lambda: {"CPU": 1.0})
-    monkeypatch.setattr(waiting, "holders", list)
+    monkeypatch.setattr(waiting, "holders", lambda have: [])
     monkeypatch.setattr(waiting, "is_waiting", lambda workers, have: True)
     patience = Patience(Workers(2, 1, gpu=False), 1.0, told.append)
     for second in range(60):
@@ -92,10 +151,11 @@ def test_a_node_that_is_lost_is_told_once_with_its_reason(monkeypatch: pytest.Mo
 def test_places_that_nobody_uses_are_told_before_the_start(monkeypatch: pytest.MonkeyPatch):
     told: list[str] = []
     left = Holder("01000000", {"CPU": 2.0}, "python sweep.py", ended=True)
-    monkeypatch.setattr(waiting, "holders", lambda: [TRAINING, left])
+    monkeypatch.setattr(waiting.ray, "cluster_resources", dict)
+    monkeypatch.setattr(waiting, "holders", lambda have: [TRAINING, left])
     waiting.warn_of_leaks(told.append)
     assert len(told) == 1
     assert "2 CPUs by python sweep.py (job 01000000), which has ended" in told[0]
-    monkeypatch.setattr(waiting, "holders", lambda: [TRAINING])
+    monkeypatch.setattr(waiting, "holders", lambda have: [TRAINING])
     waiting.warn_of_leaks(told.append)
     assert len(told) == 1

@@ -60,6 +60,7 @@ def test_nobody_is_named_where_no_rank_has_left_a_sign():
 def pulse(folder: Path, world: World = World(), seconds: float = SECONDS) -> Iterator[tuple[Pulse, threading.Event]]:
     ended = threading.Event()
     with Pulse(folder, world, seconds, end=ended.set) as found:
+        found._stage = "step"
         yield found, ended
 
 
@@ -168,12 +169,14 @@ def test_storage_that_is_gone_does_not_save_a_hanging_process(tmp_path: Path):
 
 def test_a_rank_whose_directory_has_another_group_ends_itself(tmp_path: Path):
     """As one does that was cut off from its cluster, and lives on."""
-    leave_mark(tmp_path)
-    with pulse(tmp_path, seconds=60.0) as (_, ended):
+    mark = leave_mark(tmp_path)
+    with pulse(tmp_path, seconds=0.0) as (mine, ended), pulse(tmp_path, World(1, 2), seconds=60.0) as (_, unmarked):
+        mine.belong(mark)
         assert not ended.wait(10 * TICK)
         remove_mark(tmp_path, "of others")
         newer = leave_mark(tmp_path)
         assert ended.wait(ENOUGH)
+        assert not unmarked.wait(10 * TICK), "it has not met its group yet"
     remove_mark(tmp_path, newer)
     assert mark_of(tmp_path) == ""
     assert read_events(tmp_path) == []
@@ -226,6 +229,7 @@ def test_a_pause_of_the_whole_machine_is_nobodys_hang(
     ticks = 4 if pause else 10
     clocks(monkeypatch, lambda i: pause if i == 3 and pause else 1.0, ticks)
     mine = Pulse(tmp_path, World(), 6.0, end=lambda: None)
+    mine._stage = "step"
     told: list[float] = []
     left = iter([False] * ticks + [True])
     monkeypatch.setattr(mine, "_over", SimpleNamespace(wait=lambda seconds: next(left)))
@@ -234,12 +238,17 @@ def test_a_pause_of_the_whole_machine_is_nobodys_hang(
     assert bool(told) == fires
 
 
-def test_with_no_seconds_there_is_neither_a_thread_nor_a_file(tmp_path: Path):
-    before = threading.active_count()
-    with pulse(tmp_path, seconds=0) as (mine, _):
-        mine.enter("step", 1)
-        assert threading.active_count() == before
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(("stage", "seconds"), [("step", 0.0), ("opening", SECONDS), ("compile", SECONDS)])
+def test_what_may_take_long_is_named_and_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, seconds: float
+):
+    monkeypatch.setattr(watchdog, "NAMING_SECONDS", 2 * TICK)
+    with pulse(tmp_path, seconds=seconds) as (mine, ended):
+        mine.enter(stage, 5)
+        assert not ended.wait(max(40 * TICK, 3 * SECONDS))
+    (event,) = read_events(tmp_path)
+    assert event["kind"] == "standing still"
+    assert event["text"].endswith(f"{stage} at step 5)")
 
 
 def test_a_training_that_ends_leaves_neither_thread_nor_signs(tmp_path: Path):

@@ -1,7 +1,9 @@
 """Data on shared storage: fetched once by each machine, gone on with when cut, never taken for whole too early."""
 
+import hashlib
 import json
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +12,18 @@ import pytest
 from distcifar.config import DataConfig
 from distcifar.data import shared
 from distcifar.data.beton import verify
-from distcifar.data.manifest import BLOCK_BYTES
-from distcifar.data.shared import copies_folder, folder_here, local_copy, put, shared_data, sidecars
+from distcifar.data.manifest import BLOCK_BYTES, from_text
+from distcifar.data.shared import (
+    copies_folder,
+    local_copy,
+    opened_here,
+    put,
+    shared_data,
+    sidecars,
+)
 from distcifar.errors import DataError, StorageError
 from distcifar.store import Store
+from tests.support.memory_store import MemoryStore
 from tests.support.object_store import ObjectStore, object_store
 
 MADE_UP = DataConfig(dataset="synthetic", validation=256)
@@ -43,7 +53,6 @@ def root(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distcifar.store.PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(shared, "READ_BLOCKS", 1)
 
 
@@ -138,7 +147,121 @@ def test_what_is_not_yet_whole_in_the_store_is_not_there(s3: ObjectStore, tmp_pa
     put(prepared, store, silent)
     store.delete("train.beton.json")
     with pytest.raises(DataError, match=r"holds no prepared data.*jobs/prepare\.py synthetic --root s3://bucket/half"):
-        folder_here(MADE_UP, s3.url("half"), str(tmp_path / "b"), prepared.folder, silent)
+        opened_here(verified, MADE_UP, s3.url("half"), str(tmp_path / "b"), prepared.folder, silent)
+
+
+def verified(folder: Path) -> Path:
+    """The folder; DataError where one of its betons is damaged."""
+    for split in ("train", "val", "test"):
+        verify(folder / f"{split}.beton")
+    return folder
+
+
+def flip(beton: Path, place: int) -> None:
+    """Damages the byte at `place` where it lies."""
+    with open(beton, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_a_copy_that_was_damaged_is_mended_by_who_opens_it(s3: ObjectStore, root: str, tmp_path: Path):
+    over_line = root.replace(str(s3.port), str(s3.line_port))
+    told: list[str] = []
+    folder = opened_here(verified, MADE_UP, over_line, str(tmp_path), Path("nowhere"), told.append)
+    told.clear()
+    with open(folder / "train.beton", "rb") as reading:  # of another run
+        flip(folder / "train.beton", BLOCK_BYTES + 7)
+        damaged = reading.read()
+        s3.line.received = 0
+        verified(opened_here(verified, MADE_UP, over_line, str(tmp_path), Path("nowhere"), told.append))
+        reading.seek(0)
+        assert reading.read() == damaged, "who has it open keeps what it has"
+    assert s3.line.received < BLOCK_BYTES + 200_000, "what is right here does not come again"
+    assert f"train.beton is damaged: bytes {BLOCK_BYTES}-{2 * BLOCK_BYTES - 1} changed" in told[0]
+    assert told[1].startswith(f"Fetching {NAME}")
+    assert len(told) == 2
+    flip(folder / "val.beton", 9)
+    (folder / "test.beton").unlink()
+    assert shared_data(MADE_UP, root, str(tmp_path), announce=silent).folder == folder
+    verified(folder)
+
+
+def test_of_several_that_find_the_damage_one_mends_it(root: str, tmp_path: Path):
+    folder = local_copy(MADE_UP, root, tmp_path, silent)
+    flip(folder / "train.beton", 9)
+    told: list[str] = []
+    met = threading.Barrier(4)
+
+    def open_all(folder: Path) -> Path:
+        try:
+            return verified(folder)
+        except DataError:
+            met.wait()
+            raise
+
+    def open_here() -> None:
+        opened_here(open_all, MADE_UP, root, str(tmp_path), Path("nowhere"), told.append)
+
+    threads = [threading.Thread(target=open_here) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    verified(folder)
+    assert sum(text.startswith(f"Fetching {NAME}") for text in told) == 1
+
+
+def test_data_that_the_store_has_damaged_are_refused_after_one_more_fetch(s3: ObjectStore, root: str, tmp_path: Path):
+    asked: list[Path] = []
+
+    def refuse(folder: Path) -> None:
+        asked.append(folder)
+        raise DataError("no", "", "")
+
+    with pytest.raises(DataError, match="no"):
+        opened_here(refuse, MADE_UP, root, str(tmp_path), Path("nowhere"), silent)
+    assert len(asked) == 2
+
+
+def test_data_that_replace_others_are_never_there_by_halves(tmp_path: Path):
+    store = MemoryStore()
+    for seed in (1, 2):
+        config = DataConfig(dataset="synthetic", validation=256, split_seed=seed)
+        put(shared_data(config, str(tmp_path / str(seed)), "", announce=silent), store, silent)
+    for number in range(len(store.history) + 1):
+        state = store.at(number)
+        for split, text in (sidecars(state, MADE_UP) or {}).items():
+            blocks = from_text(text, Path(split), "").blocks
+            content = state.objects[f"{split}.beton"]
+            assert tuple(block_digests(content)) == blocks, f"state {number}: {split}"
+    assert sidecars(store, MADE_UP) is not None
+
+
+def block_digests(content: bytes) -> list[str]:
+    """sha256, hex, of each block."""
+    return [hashlib.sha256(content[i : i + BLOCK_BYTES]).hexdigest() for i in range(0, len(content), BLOCK_BYTES)]
+
+
+@pytest.mark.slow  # the AWS client's own patience
+def test_a_store_that_does_not_answer_for_a_while_costs_a_fetch_time_and_not_the_run(
+    s3: ObjectStore, root: str, tmp_path: Path
+):
+    over_line = root.replace(str(s3.port), str(s3.line_port))
+    s3.line.down, told = True, []
+
+    def up() -> None:
+        s3.line.down = False
+
+    timer = threading.Timer(30, up)
+    timer.start()
+    try:
+        opened_here(verified, MADE_UP, over_line, str(tmp_path), Path("nowhere"), told.append)
+    finally:
+        timer.cancel()
+        s3.line.down = False
+    assert sum("does not answer" in text for text in told) == 1
 
 
 def test_a_disk_without_room_is_told_before_a_byte_comes(

@@ -16,6 +16,7 @@ MACHINE = {
     "python": {"version": "3.11.9"},
     "packages": dict.fromkeys(("ray", "distcifar", "torch", "ffcv", "numpy"), "1"),
 }
+KEEPER = {"id": "ab", "name": "keeper", "namespace": "old", "class": "Keeper", "resources": {}}
 CLOCK = {"skew": 0.001, "uncertainty": 0.002}
 
 
@@ -200,7 +201,13 @@ def leaked_group(bench: Bench) -> list[Finding]:
 @fault("a detached actor of a dead driver", "detached actors", "warning", "keeper (Keeper)", "--fix", "leaks")
 def leaked_actor(bench: Bench) -> list[Finding]:
     """Facts here; on a real cluster in test_cluster.py"""
-    return told(leaks={"groups": [], "actors": [{"id": "ab", "name": "keeper", "class": "Keeper", "resources": {}}]})
+    return told(leaks={"groups": [], "actors": [KEEPER | {"ours": True}]})
+
+
+@fault("somebody's detached actor", "detached actors", "warning", "keeper (Keeper)", "get_actor('keeper', 'old')")
+def lasting_actor(bench: Bench) -> list[Finding]:
+    """Facts here; on a real cluster in test_cluster.py"""
+    return told(leaks={"groups": [], "actors": [KEEPER | {"ours": False}]})
 
 
 @fault("a key in the runtime_env of a cluster's job", "secrets", "warning", "job 01000000 carries", ".netrc")

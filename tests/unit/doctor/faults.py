@@ -103,13 +103,14 @@ class Bench:
         assert process.stdout.readline() == b"up\n"
         return port
 
-    def http(self, status: int) -> int:
-        """The port on 0.0.0.0 of a server that answers everything with `status`."""
+    def http(self, status: int, body: bytes = b"[]") -> int:
+        """The port on 0.0.0.0 of a server that answers everything with `status` and `body`."""
 
         class Answer(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(status)
                 self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -2,7 +2,6 @@
 
 import fcntl
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -237,16 +236,3 @@ def leftovers(bench: Bench) -> list[Finding]:
     (bench.runs / ".aside-1-old").mkdir()
     aged(bench.runs / ".aside-1-old", 2 * 86400)
     return told(storage={"runs": storage.folder_facts(bench.runs)})
-
-
-@fault("a hostname that does not resolve", "hostname", "error", "no address", "GLOO_SOCKET_IFNAME")
-def no_hostname(bench: Bench) -> list[Finding]:
-    """Another hostname in a namespace of its own; that there are two machines is made up"""
-    asked = "import json; from distcifar.doctor.machine import hostname_facts; print(json.dumps(hostname_facts({})))"
-    words = ["unshare", "--uts", "sh", "-c", 'hostname nowhere-known && exec "$@"', "-", sys.executable, "-c", asked]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-    if "unshare" in done.stderr:
-        pytest.skip(f"no right to another hostname: {done.stderr.strip()}")
-    assert not done.returncode, done.stderr
-    nodes = {key: {"host": key, "address": key, "alive": True, "died": ""} for key in ("10.0.0.1", "10.0.0.2")}
-    return told(nodes=nodes, machines={"10.0.0.1": {"hostname": json.loads(done.stdout)}})

@@ -1,12 +1,17 @@
 """Each injected fault is found, told with value and remedy, and told once; what can be mended is."""
 
+import contextlib
+import grp
 import json
+import os
+import socket
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from distcifar.doctor import ray_here, storage, uploads
+from distcifar.doctor import examine, ray_here, storage, uploads
 from distcifar.doctor.fixes import fix
 from tests.unit.doctor import cluster_faults, machine_faults
 from tests.unit.doctor.cluster_faults import listening, tracked
@@ -90,6 +95,62 @@ def test_a_key_file_behind_a_private_folder_is_no_fault(tmp_path: Path):
         written(place.home / ".ray" / "auth_token", SECRET, 0o644)
         place.home.chmod(0o700)
         assert [finding.level for finding in told(auth=ray_here.auth_facts({}, place.home))] == ["ok"]
+
+
+def test_a_file_for_the_owners_own_group_is_no_fault_and_each_class_counts_alone(tmp_path: Path):
+    """Ubuntu's homes have mode 750 and a group of the user's own: the others' bit of a file opens it to nobody."""
+    with bench(tmp_path) as place:
+        token = written(place.home / "key", SECRET, 0o644)
+        place.home.chmod(0o750)
+        assert not ray_here.exposed(token)
+        token.chmod(0o640)
+        place.home.chmod(0o755)
+        assert not ray_here.exposed(token), "root's group has root alone"
+        os.chown(token, 0, grp.getgrnam("adm").gr_gid)
+        place.patch.setattr(ray_here, "_is_alone", lambda user, group: False)
+        assert ray_here.exposed(token)
+    assert not ray_here._is_alone(0, 999_999)
+
+
+@pytest.mark.parametrize("body", [b"<html>a page</html>", b""])
+def test_a_page_of_another_program_is_not_called_an_open_dashboard(tmp_path: Path, body: bytes):
+    with bench(tmp_path) as place:
+        found = listening(place.http(200, body))
+    assert [(finding.level, finding.what.partition(":")[0]) for finding in found] == [
+        ("warning", "Not known who listens, on a port of Ray's")
+    ]
+
+
+def test_what_answers_no_http_hides_nothing_and_no_proxy_is_asked(tmp_path: Path):
+    with bench(tmp_path) as place, socket.create_server(("0.0.0.0", 0)) as strange:
+        place.patch.setenv("http_proxy", f"http://127.0.0.1:{place.http(403)}")
+        Thread(target=lambda: strange.accept()[0].sendall(b"\x00\x00\x12\x04\r\n\r\n" * 4), daemon=True).start()
+        found = listening(strange.getsockname()[1], place.http(200))
+    assert sorted(finding.level for finding in found) == ["error", "warning"]
+
+
+def test_each_machine_is_told_of_its_own_faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The same fault on two nodes and here is told three times; of two nodes on one machine once."""
+    ill = {"python": {"version": "3.10.4", "executable": "python"}}
+    machines = {key: ill | {"host": host} for key, host in (("n1", "a"), ("n2", "b"), ("n3", "b"), ("n4", "here"))}
+    nodes = {key: {"host": key, "address": "10.0.0.1", "alive": True, "died": ""} for key in machines}
+    seen = {"machines": machines, "nodes": nodes}
+    monkeypatch.setattr(examine, "gather", lambda place: ill | {"host": "here", "auth": {"problem": "x"}})
+    monkeypatch.setattr(examine, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(examine, "look_at_cluster", lambda place: seen)
+    with bench(tmp_path) as place:
+        found = examine.examine(place.place(), "x:1", lambda text: None).findings
+    assert [finding.where for finding in found if finding.check == "python"] == ["", "a (10.0.0.1)", "b (10.0.0.1)"]
+
+
+def test_a_login_in_an_address_or_a_broken_settings_file_is_not_told(tmp_path: Path):
+    with bench(tmp_path) as place:
+        found = tracked(place.place(WANDB_BASE_URL=f"https://user:{SECRET}@127.0.0.1:1", WANDB_API_KEY=SECRET))
+        written(place.home / ".config" / "wandb" / "settings", f"api_key = {SECRET}\n")
+        found += tracked(place.place(WANDB_MODE="offline"))
+    told_of = json.dumps([vars(finding) for finding in found])
+    assert SECRET[:8] not in told_of
+    assert "could not be looked at" not in told_of
 
 
 def test_offline_is_no_fault(tmp_path: Path):

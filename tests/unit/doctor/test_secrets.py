@@ -1,6 +1,7 @@
 """What looks like a secret, and what only seems to."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def test_names_are_found_however_deep_and_values_are_not_told():
     document = {"a": [{"env_vars": {"WANDB_API_KEY": SECRET, "PATH": "/bin"}}], "HF_TOKEN": "x"}
     assert secret_names(json.dumps(document)) == ["WANDB_API_KEY"]
     assert secret_names("no json") == secret_names("") == []
+
+
+def test_a_long_word_is_looked_at_once():
+    """From each of its letters it took minutes."""
+    begun = time.process_time()
+    assert list(secret_lines("a" * 200_000 + "\n" + "-" * 200_000)) == []
+    assert time.process_time() - begun < 1.0
 
 
 def test_a_form_is_enough_without_a_name():
