@@ -11,6 +11,7 @@ from pathlib import Path
 from distcifar.cluster.agreement import agreed
 from distcifar.cluster.job import Job
 from distcifar.cluster.stopping import StopRequest
+from distcifar.cluster.stored.lease import require_lease
 from distcifar.cluster.stored.mirror import Mirror
 from distcifar.cluster.stored.places import HOME, Marks, runs_here
 from distcifar.cluster.stored.pull import hand_over, pull_to_go_on
@@ -36,9 +37,17 @@ def own_copy(job: Job, world: World) -> Iterator[Job]:
     token = world.first(mine)
     assert token is not None
     folder = runs_here(job.spec.runs) / ".ranks" / job.folder.name  # no run has such a name
-    mirror = Mirror(folder, Store(job.store), token)
-    agreed(world, mirror.take if token == mine else lambda: None)
+    store = Store(job.store)
+    mirror = Mirror(folder, store.patient(_print), token)  # a restart often finds the network still away
+
+    def take() -> None:
+        if token == mine:
+            require_lease(mirror.store, job.folder.name, job.launch)
+            mirror.take()
+
+    agreed(world, take)
     agreed(world, lambda: _pull_once(mirror))
+    mirror.store = store
     job = replace(job, folder=folder)
     if token == mine:
         with Pusher(mirror, lambda text: _tell(folder, text), obeys=True):
@@ -84,6 +93,10 @@ def _pull(mirror: Mirror) -> None:
     StopRequest(mirror.folder).clear()
 
 
-def _tell(folder: Path, text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _tell(folder: Path, text: str) -> None:
+    _print(text)
     note_event(folder, "storage", text)

@@ -54,24 +54,17 @@ class Follower:
         mirror = self._mirror
         listed = mirror.look()
         for stored in listed.values():
-            if is_plain(stored.name) and (whole or not is_table(stored.name)):
-                if self._seen.get(stored.name) == stored:
-                    self._share(stored.name)
+            if is_plain(stored.name) and (whole or not is_table(stored.name)) and self._seen.get(stored.name) != stored:
+                if stored.name == EVENTS:
+                    _add_lines(mirror.folder / EVENTS, mirror.store.read(EVENTS) or b"")  # the driver has its own too
                 else:
                     _pull_file(mirror, stored)
-                    self._seen[stored.name] = stored
+                self._seen[stored.name] = stored
         for name in [name for name in self._seen if name not in listed]:
             (mirror.folder / name).unlink(missing_ok=True)
             del self._seen[name]
         if whole:
             _pull_sealed(mirror, listed)
-
-    def _share(self, name: str) -> None:
-        """Puts there what the driver has noted here, while no rank notes anything."""
-        path = self._mirror.folder / name
-        if name == EVENTS and path.exists() and signature(path) != self._mirror.alike.get(name):
-            self._mirror.store.write(name, path)
-            self._mirror.alike[name] = signature(path)
 
 
 def hand_over(folder: Path, store: Store) -> None:
@@ -142,10 +135,14 @@ def _drop_renamed(folder: Path) -> None:
 
 
 def _add_notes(mirror: Mirror) -> None:
-    path = mirror.folder / EVENTS
-    known = set(path.read_bytes().splitlines()) if path.exists() else set()
     mirror.notes = [name for name in mirror.there or () if name.startswith(NOTES)]
     for name in mirror.notes:
-        lines = [line for line in (mirror.store.read(name) or b"").splitlines() if line not in known]
-        with open(path, "ab") as file:
-            file.write(b"".join(line + b"\n" for line in lines))
+        _add_lines(mirror.folder / EVENTS, mirror.store.read(name) or b"")
+
+
+def _add_lines(path: Path, content: bytes) -> None:
+    """Appends the whole lines of `content` that are not there: others follow the file, and write into it too."""
+    known = set(path.read_bytes().splitlines()) if path.exists() else set()
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.rstrip() not in known]
+    with open(path, "ab") as file:
+        file.write(b"".join(lines))

@@ -17,6 +17,18 @@ STOP_SECONDS = 1.0  # between two looks at whether somebody asks for a stop
 FLUSH_SECONDS = 60.0  # for which the end waits for a store that is away
 
 
+def push_end(mirror: Mirror) -> None:
+    """All that is left. Raises StorageError, and RunError for what cannot be read here: a minute later neither."""
+    try:
+        mirror.push()
+    except OSError as error:
+        raise RunError(
+            f"The end of the run cannot be read: {error}",
+            f"What is in {mirror.folder} is stored in {mirror.store.place}",
+            "Type the same command again: it goes on from what was stored last",
+        ) from error
+
+
 class Pusher:
     """Pushes from `with` to its end, where it raises StorageError for what is not stored, RunError for what may not be.
 
@@ -55,11 +67,12 @@ class Pusher:
         until = time.monotonic() + FLUSH_SECONDS
         while self._problem is None:
             try:
-                self._mirror.push()
+                push_end(self._mirror)
                 return
-            except (StorageError, OSError) as error:
+            except StorageError as error:
                 if time.monotonic() < until:
                     self._tell_away(error)
+                    time.sleep(PUSH_SECONDS)
                     continue
                 raise StorageError(
                     f"The end of the run is not in {self._place}, but in {self._mirror.folder}: {_found(error)}",

@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +15,8 @@ from distcifar.cluster.stored.layout import RUN, STOP, WRITER, is_ours
 from distcifar.cluster.stored.lease import leased, require_lease
 from distcifar.cluster.stored.mirror import Mirror
 from distcifar.cluster.stored.places import Marks
-from distcifar.cluster.stored.pull import Follower, pull_to_go_on
-from distcifar.cluster.stored.pushing import Pusher
+from distcifar.cluster.stored.pull import Follower, hand_over, pull_to_go_on
+from distcifar.cluster.stored.pushing import Pusher, push_end
 from distcifar.config import RunSpec
 from distcifar.errors import DistcifarError, StorageError
 from distcifar.store import Store, is_url
@@ -77,7 +77,7 @@ class StoredCopy(RunCopy):
     def __init__(self, mirror: Mirror, marks: Marks, announce: Announce) -> None:
         self._mirror, self._marks, self._announce = mirror, marks, announce
         self._folder, self._store = mirror.folder, mirror.store
-        self._claimed = self._apart = False
+        self._claimed = self._behind = False
         self.url = self._store.url
 
     def begin(self) -> None:
@@ -85,11 +85,12 @@ class StoredCopy(RunCopy):
         tokens = self._marks.read()
         if self._mirror.writer() in tokens and (self._folder / RUN).exists():
             self._marks.write([*tokens, self._mirror.token])
+            self._take()
         else:
+            self._take()  # before what is there is looked at: from now on nobody changes it
             if not pull_to_go_on(self._mirror) and self._folder.exists():
                 shutil.rmtree(self._folder)
             self._marks.write([self._mirror.token])
-        self._mirror.take()
         self._inode = _inode(self._folder)
 
     def claimed(self) -> None:
@@ -101,23 +102,45 @@ class StoredCopy(RunCopy):
 
     @contextmanager
     def training(self, listen: Listener, *, apart: bool) -> Iterator[Listener]:
-        self._apart = apart
         if not apart:
             with Pusher(self._mirror, self._tell, obeys=False):
                 yield listen
             return
-        late = Late(self._folder, listen)
-        with Following(self._mirror, self._tell):
+        late, self._behind = Late(self._folder, listen), True
+        with Following(self._mirror, self._tell, self._bring):
             yield late
         late.tell_rest()
 
-    def end(self) -> None:
-        """Stores what this command has noted since; a run that was not even begun leaves nothing."""
+    def _bring(self, follower: Follower) -> None:
+        """All that the workers have stored; nobody else writes there any more, and this copy is as good as theirs."""
+        self._marks.write([])
+        self._take()
+        try:
+            follower.pull(whole=True)
+        except OSError as error:
+            raise StorageError(
+                f"{error.filename or self._folder} cannot be written: {error.strerror or error}",
+                f"What the workers have stored in {self._store.place} is copied here in the end",
+                "Make room here; nothing is lost, and the same command goes on",
+            ) from error
+        self._marks.write([self._mirror.token])
+        self._behind = False
+
+    def _take(self) -> None:
         require_lease(self._store, self._folder.name, self._mirror.token)
-        if self._apart:
-            self._mirror.take()
+        self._mirror.take()
+
+    def end(self) -> None:
+        """Stores what this command has noted since; a run that was not even begun leaves nothing.
+
+        Where the workers' checkpoints could not be brought, nothing there is made like this copy, which lacks them.
+        """
+        require_lease(self._store, self._folder.name, self._mirror.token)
+        if self._behind:
+            hand_over(self._folder, self._store)
+            return
         if self._claimed and self._folder.exists():
-            self._mirror.push()
+            push_end(self._mirror)
             return
         if self._claimed:
             self._mirror.clear()
@@ -151,10 +174,13 @@ class Late:
 
 
 class Following:
-    """Keeps the driver's copy like the run that workers on other machines push, and hands on its wish to stop."""
+    """Keeps the driver's copy like the run that workers on other machines push, and hands on its wish to stop.
 
-    def __init__(self, mirror: Mirror, tell: Announce) -> None:
-        self._follower, self._tell = Follower(mirror), tell
+    bring: is called in the end, for all that is there.
+    """
+
+    def __init__(self, mirror: Mirror, tell: Announce, bring: Callable[[Follower], None]) -> None:
+        self._follower, self._tell, self._bring = Follower(mirror), tell, bring
         self._store, self._stop = mirror.store, StopRequest(mirror.folder)
         self._over, self._away, self._asked = threading.Event(), False, False
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
@@ -169,7 +195,7 @@ class Following:
             return  # Ctrl-C once more: at once
         self._thread.join()
         try:
-            self._follower.pull(whole=True)
+            self._bring(self._follower)
         except DistcifarError as problem:
             if error is None:
                 raise

@@ -34,6 +34,11 @@ class OfTwo(World):
         return value if word is None else word
 
 
+def lend(store: Store, launch: str) -> None:
+    """The driver holds the run."""
+    store.write("launch.json", json.dumps({"host": "h", "pid": 1, "launch": launch, "beat": 0}).encode())
+
+
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A run of three steps that the driver has stored."""
@@ -47,6 +52,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     mirror = Mirror(folder, Store(f"{runs}/a"), "driver")
     mirror.take()
     mirror.push()
+    lend(mirror.store, "launch")
     return Job(DEBUG, RunSpec(runs=runs, name="a"), folder, folder, DATA, "launch", store=f"{runs}/a")
 
 
@@ -113,6 +119,36 @@ def test_a_primary_that_lives_on_is_told_to_end_and_not_waited_for_for_ever(job:
     assert mark_of(folder)
 
 
+def test_workers_of_a_command_that_was_taken_over_take_nothing_back(job: Job):
+    """Ray starts them again, and their driver has not noticed yet."""
+    store = Store(job.store)
+    lend(store, "another")
+    store.write("writer.json", b"another's")
+    with pytest.raises(RunError, match="taken over by another command"), own_copy(job, World()):
+        pytest.fail("it goes on")
+    assert store.read("writer.json") == b"another's"
+
+
+def test_a_store_that_is_away_when_workers_start_costs_time_and_not_the_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pauses: list[float] = []
+    opened = Store._open
+
+    def away(store: Store) -> Any:
+        if sum(pauses) < 300:
+            raise OSError("no route to host")
+        return opened(store)
+
+    monkeypatch.setattr("distcifar.store.time.sleep", pauses.append)
+    monkeypatch.setattr(Store, "_open", away)
+    with own_copy(job, World()) as mine:
+        assert len(read_rows(mine.folder)) == 3
+    assert 300 <= sum(pauses) < 400
+    assert capsys.readouterr().err.count("no route to host") == 1
+
+
 def test_without_a_run_there_is_nothing_to_go_on_with(job: Job):
+    lend(Store(f"{job.store}-x"), "launch")
     with pytest.raises(StorageError, match="holds no run"), own_copy(replace(job, store=f"{job.store}-x"), World()):
         pytest.fail("it goes on")

@@ -349,7 +349,8 @@ def test_a_follower_tells_each_row_and_each_event_once(tmp_path: Path, mirror: M
     events = [(row["kind"], row["text"]) for row in rows if row["kind"] not in ("step", "epoch")]
     assert events == [("start", "at step 0 with 1 worker(s)"), ("continue", "at step 3 with 1 worker(s)"),
                       ("failure", "the driver's own")]  # fmt: skip
-    assert b"the driver's own" in store.objects["events.jsonl"]
+    assert (copy.folder / "events.jsonl").read_bytes().count(b"\n") == 3
+    assert b"the driver's own" not in store.objects["events.jsonl"], "the workers would lose what they add meanwhile"
     run.finish()
     mirror.push()
     (copy.folder / "uploads.json").write_text("{}")

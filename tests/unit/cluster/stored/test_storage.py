@@ -333,6 +333,97 @@ def test_a_stop_is_handed_to_workers_elsewhere_and_what_they_leave_comes_back(pl
     assert "stop" not in place.stored()
 
 
+@pytest.fixture
+def apart(place: Place, tmp_path: Path) -> Path:
+    """The workers' folder: they are a thread with a copy of their own, and the driver follows."""
+    place.patch.setattr(launching, "_is_local", lambda spec: False)
+    place.patch.setattr(storage, "FOLLOW_SECONDS", 0.05)
+    workers, train = tmp_path / "workers" / "a", Place._train
+
+    def on_workers(self: Place, job: Job, steps: int) -> dict[str, Any]:
+        from distcifar.cluster.stored.pull import pull_to_go_on
+        from distcifar.cluster.stored.pushing import Pusher
+
+        shutil.rmtree(workers, ignore_errors=True)
+        mirror = Mirror(workers, Store(job.store), f"ranks of {job.launch}")
+        mirror.take()
+        assert pull_to_go_on(mirror)
+        with Pusher(mirror, place.said.append, obeys=True):
+            return train(self, job.__class__(**(vars(job) | {"folder": workers})), steps)
+
+    place.patch.setattr(Place, "_train", on_workers)
+    return workers
+
+
+@pytest.mark.parametrize(
+    "problem", [OSError(28, "No space left on device"), StorageError("away", "it answers", "wait")]
+)
+@pytest.mark.parametrize("machine", ["first", "other"])
+def test_what_cannot_be_brought_to_the_command_stays_where_it_is(
+    place: Place, apart: Path, problem: Exception, machine: str
+):
+    """Its copy has the checkpoint that it has started from, and none of the workers' since."""
+    place.during = fail
+    with pytest.raises(RuntimeError):
+        place.launch(4)
+    before = {name for name in place.stored() if name.startswith("checkpoints/")}
+    pull = storage.Follower.pull
+
+    def refuse(follower: Any, *, whole: bool = False) -> None:
+        if whole:
+            raise problem
+        pull(follower)
+
+    place.during = lambda job: None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage.Follower, "pull", refuse)
+        with pytest.raises(StorageError, match=r"away|cannot be written: No space.*nothing is lost"):
+            place.launch(7)
+    stored = place.stored()
+    newest = max((apart / "checkpoints").glob("step-*")).name
+    assert {"summary.json", "model/manifest.json", f"checkpoints/{newest}/manifest.json"} <= stored.keys()
+    assert f"checkpoints/{newest}/manifest.json" not in before
+    assert not (place.here() / "checkpoints" / newest).exists()
+    place.machine(machine)
+    with pytest.raises(StorageError, match="The run 'a' is finished"):
+        place.launch(7)
+    assert place.stored().keys() == stored.keys()
+    assert read_rows(place.here())[-1]["step"] == 7
+
+
+def test_a_command_that_was_taken_over_while_it_looked_takes_nothing_back(place: Place):
+    place.during = fail
+    with pytest.raises(RuntimeError):
+        place.launch(9)
+    place.machine("other")
+    pull = storage.pull_to_go_on
+
+    def slow(mirror: Mirror) -> bool:
+        found = pull(mirror)
+        store = mirror.store
+        store.write("launch.json", json.dumps({"host": "h", "pid": 1, "launch": "third", "beat": 0}).encode())
+        store.write("writer.json", b"third")
+        return found
+
+    place.patch.setattr(storage, "pull_to_go_on", slow)
+    place.during = lambda job: None
+    with pytest.raises(RunError, match="taken over"):
+        place.launch(9)
+    assert place.stored()["writer.json"] == b"third"
+
+
+def test_an_end_that_cannot_be_read_here_is_told_at_once_as_such(place: Place):
+    def vanish(job: Job) -> None:
+        place.patch.setattr(pushing, "FLUSH_SECONDS", 60.0)
+        place.patch.setattr(Mirror, "push", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied", "x")))
+
+    place.during = vanish
+    begun = time.monotonic()
+    with pytest.raises(RunError, match=r"The end of the run cannot be read: .*denied"):
+        place.launch()
+    assert time.monotonic() - begun < 30
+
+
 def test_programs_that_read_folders_say_where_this_machine_has_one():
     with pytest.raises(ConfigError, match=rf"'s3://b/runs' is a URL.*{runs_here('s3://b/runs')}.*aws s3 sync"):
         require_folder("s3://b/runs")
