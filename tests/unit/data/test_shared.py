@@ -43,7 +43,7 @@ def s3() -> Iterator[ObjectStore]:
 @pytest.fixture(scope="module")
 def root(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the made-up data are, as the first that needed them put them there."""
-    url = s3.url("data")
+    url = s3.url("of-test-shared")
     told: list[str] = []
     shared_data(MADE_UP, url, str(tmp_path_factory.mktemp("first")), announce=told.append)
     assert any(text.startswith(f"Putting {NAME} (") for text in told)
