@@ -181,6 +181,30 @@ def test_a_job_that_waits_says_who_holds_the_places(head: Head):
     assert waiting.wait(timeout=200) == 0
 
 
+def test_a_job_of_one_to_two_workers_waits_aloud_too_and_can_be_stopped(head: Head):
+    """Ray asks for no places for it as long as another training has them all; and nobody could save anything."""
+    assert head.submit(*TRAIN, "--epochs", "5000", "--wandb", "disabled", "--name", "all",
+                       options=("--submission-id", "all", "--no-wait")).returncode == 0  # fmt: skip
+    wait_for(lambda: last_row(head.runs / "all"), 120)
+    words = ("jobs/train.py", "debug", "--workers", "1..2", "--wandb", "disabled", "--name", "some")
+    assert head.submit(*words, options=("--submission-id", "some", "--no-wait")).returncode == 0
+    wait_for(lambda: "Held: 2 CPUs by python jobs/train.py debug" in head.ray("job", "logs", "some").stdout, 90)
+    begun = time.monotonic()
+    head.ray("job", "stop", "some")
+    assert time.monotonic() - begun < 20
+    assert "STOPPED" in head.ray("job", "status", "some").stdout
+    event = json.loads((head.runs / "some" / "events.jsonl").read_text().splitlines()[-1])
+    assert (event["kind"], event["signal"]) == ("stopped", "SIGTERM")
+    head.ray("job", "stop", "all")
+
+
+def test_the_doctor_looks_at_the_folders_of_jobs(head: Head):
+    done = head.submit("jobs/doctor.py", "--json")
+    assert f'"path": "{head.runs}"' in done.stdout
+    assert "could not be looked at" not in done.stdout
+    assert "requirements.lock" not in done.stdout
+
+
 def test_a_mistake_ends_a_job_with_its_message_and_exit_code(head: Head):
     done = head.submit("jobs/train.py", "debug", "--optim.lr", "-1")
     assert done.returncode == 1, "Ray's own, for whatever has failed"
