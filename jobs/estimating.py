@@ -21,5 +21,8 @@ def show_estimate(recipe: Recipe, spec: RunSpec, prices: str, argv: list[str]) -
     cluster = Path(__file__).parents[1] / "cluster.yaml"
     outlook = estimate_run(recipe, spec, cluster=cluster, prices=prices, announce=console.print)
     show_outlook(outlook, console)
-    console.print(f"To start it: {command(*(word for word in argv if word != '--estimate'))}", markup=False)
+    own = ("--estimate", "--prices")
+    pairs = zip(["", *argv], argv, strict=False)
+    words = [word for before, word in pairs if before != own[1] and word.partition("=")[0] not in own]
+    console.print(f"To start it: {command(*words)}", markup=False)
     return 0

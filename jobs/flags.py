@@ -26,7 +26,7 @@ class TrainCommand:
     estimate: tyro.conf.FlagCreatePairsOff[bool] = False
     """Train nothing: measure a few steps, and say what the training would take in time, memory, disk and money."""
     prices: str = ""
-    """--estimate: another price table (a JSON file, as distcifar/cluster/estimates/prices.json)."""
+    """An estimate with another price table (a JSON file, as distcifar/cluster/estimates/prices.json)."""
 
 
 @dataclass(frozen=True, kw_only=True)

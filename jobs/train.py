@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     environment = dict(os.environ)
     os.environ.pop("WANDB_API_KEY", None)  # it is for the process that speaks with W&B, not for Ray's
     os.environ.update(ENVIRONMENT)
-    if chosen.estimate:
+    if chosen.estimate or chosen.prices:
         return show_estimate(recipe, spec, chosen.prices, argv)
     from distcifar.cluster.launch import launch
     from distcifar.tracking.console import Display, result_table

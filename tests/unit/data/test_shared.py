@@ -70,6 +70,7 @@ def _fetch(root: str, copies: str, barrier: object, told: object) -> None:
     told.put(found)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow  # fifteen seconds: each of them imports torch
 def test_eight_workers_that_start_at_once_fetch_once(s3: ObjectStore, root: str, tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     barrier, told = context.Barrier(8), context.Queue()
