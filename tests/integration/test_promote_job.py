@@ -424,6 +424,7 @@ run_program(main)
 """
 
 
+@pytest.mark.slow
 def test_a_replay_moves_an_alias_once_and_a_damaged_copy_holds_up_its_own_alias_only(runs, tmp_path, lab):
     env, found = lab.client(tmp_path / "home"), registry(runs)
     digest = found.promote("good", "staging").act.digest

@@ -136,6 +136,7 @@ def wide_page(tmp_path):
         yield out
 
 
+@pytest.mark.slow
 def test_the_page_fits_a_phone_and_a_screen(tmp_path, browser):
     for page in wide_page(tmp_path):
         for width in (390, 1280):
@@ -150,6 +151,7 @@ def test_the_page_fits_a_phone_and_a_screen(tmp_path, browser):
             assert int(found[1]) <= width, f"{page.name} at {width} pixels"
 
 
+@pytest.mark.slow
 def test_the_page_is_light_or_dark_as_the_user_prefers(tmp_path, browser):
     page, _ = wide_page(tmp_path)
     brightness = {}

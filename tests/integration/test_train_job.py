@@ -196,6 +196,7 @@ def test_a_finished_run_is_not_overwritten_unasked(place: Path, whole: tuple[Pat
     assert "--overwrite" in err
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_not_continued_with_another_recipe(place: Path):
     program = start(place, "debug", "--name", "other")
     wait_for_step(place / "runs" / "other", 2, program)
