@@ -21,6 +21,7 @@ WRITER, LAUNCH, STOP = "writer.json", "launch.json", "stop"
 HERE = (WRITER, LAUNCH, STOP, "group")  # of the storage alone, or of one machine (watchdog.py)
 NOTES = "notes/"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+FIRST = f"{CHECKPOINTS}/step-00000000"  # without a step there is nothing to go on with
 SEALED = re.compile(r"checkpoints/(step-[0-9]{8,})(?:~([0-9]+))?|model")
 
 

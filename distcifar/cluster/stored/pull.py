@@ -3,6 +3,7 @@
 import json
 import shutil
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,18 +46,22 @@ class Follower:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._seen: dict[str, Stored] = {}  # objects as they were when they were pulled
+        self._noted: set[bytes] = set()  # events that are there, among the workers' or as notes
 
     def pull(self, *, whole: bool = False) -> None:
-        """Brings what has changed. whole: checkpoints, model and tables as well, in the end.
+        """Brings what has changed. whole: checkpoints, model, tables and notes as well, in the end.
 
-        What was never there stays: W&B's client and this process have files of their own.
+        What was never there stays: W&B's client and this process have files of their own. Events of this process are
+        left there as notes: it may be killed before it stores its own.
         """
         mirror = self._mirror
         listed = mirror.look()
         for stored in listed.values():
             if is_plain(stored.name) and (whole or not is_table(stored.name)) and self._seen.get(stored.name) != stored:
                 if stored.name == EVENTS:
-                    _add_lines(mirror.folder / EVENTS, mirror.store.read(EVENTS) or b"")  # the driver has its own too
+                    content = mirror.store.read(EVENTS) or b""
+                    _add_lines(mirror.folder / EVENTS, content)  # the driver has its own too
+                    self._noted.update(_lines(content))
                 else:
                     _pull_file(mirror, stored)
                 self._seen[stored.name] = stored
@@ -65,18 +70,29 @@ class Follower:
             del self._seen[name]
         if whole:
             _pull_sealed(mirror, listed)
+            _add_notes(mirror)
+        else:
+            leave_notes(mirror.folder, mirror.store, self._noted)
 
 
 def hand_over(folder: Path, store: Store) -> None:
-    """Puts there what a rank that fails has noted in its own copy: whoever goes on adds it to the events."""
+    """Puts there what a rank that fails leaves in its own copy, for all that go on."""
     for name in SHARED:
         with suppress(FileNotFoundError):
             store.write(name, folder / name)
-    with suppress(FileNotFoundError):
-        known = set((store.read(EVENTS) or b"").splitlines())
-        lines = [line for line in (folder / EVENTS).read_bytes().splitlines() if line not in known]
-        if lines:
-            store.write(f"{NOTES}{uuid.uuid4().hex}.jsonl", b"".join(line + b"\n" for line in lines))
+    leave_notes(folder, store)
+
+
+def leave_notes(folder: Path, store: Store, known: set[bytes] | None = None) -> None:
+    """Puts there the events that only this copy has: whoever goes on adds them to its own.
+
+    known: those that are there, to which these are added; by default they are read.
+    """
+    known = set(_lines(store.read(EVENTS) or b"")) if known is None else known
+    lines = [line for line in _lines(_content(folder / EVENTS)) if line not in known]
+    if lines:
+        store.write(f"{NOTES}{uuid.uuid4().hex}.jsonl", _joined(lines))
+        known.update(lines)
 
 
 def bring(path: Path, content: bytes) -> None:
@@ -142,7 +158,21 @@ def _add_notes(mirror: Mirror) -> None:
 
 def _add_lines(path: Path, content: bytes) -> None:
     """Appends the whole lines of `content` that are not there: others follow the file, and write into it too."""
-    known = set(path.read_bytes().splitlines()) if path.exists() else set()
-    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.rstrip() not in known]
+    old = _content(path)
+    known = set(_lines(old))
+    torn = old[-1:] not in (b"", b"\n")  # by a disk that was full
     with open(path, "ab") as file:
-        file.write(b"".join(lines))
+        file.write(b"\n" * torn + _joined(line for line in _lines(content) if line not in known))
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _lines(content: bytes) -> list[bytes]:
+    """The whole lines, without their ends."""
+    return content.split(b"\n")[:-1]
+
+
+def _joined(lines: Iterable[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)

@@ -75,7 +75,7 @@ class Pusher:
                     time.sleep(PUSH_SECONDS)
                     continue
                 raise StorageError(
-                    f"The end of the run is not in {self._place}, but in {self._mirror.folder}: {_found(error)}",
+                    f"The end of the run is not in {self._place}, but in {self._mirror.folder}: {error.found}",
                     "A run at a URL is over when all of it is there",
                     "Type the same command, on the same machine if you can: it goes on from what was stored last",
                 ) from error
@@ -113,7 +113,3 @@ class Pusher:
                 if reason is not None:
                     StopRequest(self._mirror.folder).make(reason.decode())
                     return
-
-
-def _found(error: Exception) -> str:
-    return error.found if isinstance(error, DistcifarError) else str(error)

@@ -11,17 +11,17 @@ from typing import Any
 
 from distcifar.cluster.job import Announce, Listener
 from distcifar.cluster.stopping import StopRequest
-from distcifar.cluster.stored.layout import RUN, STOP, WRITER, is_ours
+from distcifar.cluster.stored.layout import FIRST, RUN, STOP, WRITER, is_ours
 from distcifar.cluster.stored.lease import leased, require_lease
 from distcifar.cluster.stored.mirror import Mirror
 from distcifar.cluster.stored.places import Marks
-from distcifar.cluster.stored.pull import Follower, hand_over, pull_to_go_on
+from distcifar.cluster.stored.pull import Follower, leave_notes, pull_to_go_on
 from distcifar.cluster.stored.pushing import Pusher, push_end
 from distcifar.config import RunSpec
 from distcifar.errors import DistcifarError, StorageError
 from distcifar.store import Store, is_url
 from distcifar.tracking.journal import note_event, read_events
-from distcifar.tracking.rows import RowFollower, last_row
+from distcifar.tracking.rows import NEWEST, RowFollower, last_row
 
 FOLLOW_SECONDS = 2.0  # between two looks at what is new, or as long as the last one took
 LOOK_SECONDS = 0.3  # between two looks at whether the user wants to stop
@@ -113,17 +113,17 @@ class StoredCopy(RunCopy):
 
     def _bring(self, follower: Follower) -> None:
         """All that the workers have stored; nobody else writes there any more, and this copy is as good as theirs."""
-        self._marks.write([])
-        self._take()
         try:
+            self._marks.write([])
+            self._take()
             follower.pull(whole=True)
+            self._marks.write([self._mirror.token])
         except OSError as error:
             raise StorageError(
                 f"{error.filename or self._folder} cannot be written: {error.strerror or error}",
                 f"What the workers have stored in {self._store.place} is copied here in the end",
                 "Make room here; nothing is lost, and the same command goes on",
             ) from error
-        self._marks.write([self._mirror.token])
         self._behind = False
 
     def _take(self) -> None:
@@ -137,15 +137,22 @@ class StoredCopy(RunCopy):
         """
         require_lease(self._store, self._folder.name, self._mirror.token)
         if self._behind:
-            hand_over(self._folder, self._store)
+            leave_notes(self._folder, self._store)
             return
         if self._claimed and self._folder.exists():
             push_end(self._mirror)
+            return
+        if self._claimed and self._is_used():
             return
         if self._claimed:
             self._mirror.clear()
         if self._claimed or not self._folder.exists():
             self._store.delete(WRITER)
+
+    def _is_used(self) -> bool:
+        """Whether what is there can be gone on with: then its copy was not discarded, but has vanished."""
+        rows = self._mirror.look().get(NEWEST)
+        return (rows is not None and rows.size > 0) or any(name != FIRST for name in self._mirror.sealed)
 
     def _tell(self, text: str) -> None:
         self._announce(text)

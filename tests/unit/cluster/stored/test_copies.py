@@ -9,6 +9,7 @@ import pytest
 
 from distcifar.cluster import writer
 from distcifar.cluster.job import Job
+from distcifar.cluster.stored import pushing
 from distcifar.cluster.stored.copies import own_copy
 from distcifar.cluster.stored.mirror import Mirror
 from distcifar.cluster.stored.places import runs_here
@@ -146,6 +147,11 @@ def test_a_store_that_is_away_when_workers_start_costs_time_and_not_the_run(
         assert len(read_rows(mine.folder)) == 3
     assert 300 <= sum(pauses) < 400
     assert capsys.readouterr().err.count("no route to host") == 1
+    monkeypatch.setattr(pushing, "FLUSH_SECONDS", 0.0)
+    with pytest.raises(StorageError, match="The end of the run is not in"), own_copy(job, World()) as mine:
+        append_event(mine.folder, "failure", "to be stored")
+        pauses.clear()
+    assert 0 < sum(pauses) < 60, "a training does not wait for it"
 
 
 def test_without_a_run_there_is_nothing_to_go_on_with(job: Job):

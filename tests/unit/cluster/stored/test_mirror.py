@@ -351,6 +351,8 @@ def test_a_follower_tells_each_row_and_each_event_once(tmp_path: Path, mirror: M
                       ("failure", "the driver's own")]  # fmt: skip
     assert (copy.folder / "events.jsonl").read_bytes().count(b"\n") == 3
     assert b"the driver's own" not in store.objects["events.jsonl"], "the workers would lose what they add meanwhile"
+    notes = [content for name, content in store.objects.items() if name.startswith("notes/")]
+    assert [json.loads(content)["text"] for content in notes] == ["the driver's own"]
     run.finish()
     mirror.push()
     (copy.folder / "uploads.json").write_text("{}")
@@ -358,6 +360,10 @@ def test_a_follower_tells_each_row_and_each_event_once(tmp_path: Path, mirror: M
     here = run_here(copy.folder)
     assert here.pop("uploads.json")
     assert here | {"events.jsonl": b""} == run_here(run.folder) | {"events.jsonl": b""}
+    copy.take()
+    copy.push()
+    assert not [name for name in store.objects if name.startswith("notes/")]
+    assert store.objects["events.jsonl"].count(b"the driver's own") == 1
 
 
 def test_what_a_failing_rank_notes_elsewhere_is_known_to_those_that_go_on(

@@ -1,12 +1,15 @@
 """Launches of runs at a URL, with a training that is none: what is stored, what is refused, and what goes on."""
 
+import itertools
 import json
+import math
 import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,16 +22,20 @@ from distcifar.cluster.job import Announce, Job, Listener
 from distcifar.cluster.launch import RunResult, launch
 from distcifar.cluster.stopping import StopRequest, stop_on_signals
 from distcifar.cluster.stored import lease, pushing, storage
+from distcifar.cluster.stored.layout import whole_folders
 from distcifar.cluster.stored.mirror import Mirror
-from distcifar.cluster.stored.places import require_folder, runs_here
+from distcifar.cluster.stored.places import Marks, require_folder, runs_here
+from distcifar.cluster.stored.storage import StoredCopy
 from distcifar.config import RunSpec
 from distcifar.errors import ConfigError, DistcifarError, RunError, StorageError
 from distcifar.store import Store
-from distcifar.tracking.journal import read_events, read_rows
+from distcifar.tracking.journal import append_event, read_events, read_rows
 from tests.support.fake_run import DATA, DEBUG, FakeRun
+from tests.support.memory_store import MemoryStore
 from tests.support.object_store import ObjectStore, object_store
 
 PER_EPOCH = 3
+LASTING = ("checkpoints/", "model/", "metrics.jsonl", "summary.json", "recipe.json")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,21 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 def fail(job: Job) -> None:
     raise RuntimeError("nothing works")
+
+
+def lease_of(launch: str, store: Store) -> None:
+    """That command holds the run."""
+    store.write("launch.json", json.dumps({"host": "h", "pid": 1, "launch": launch, "beat": 0}).encode())
+
+
+def held(store: MemoryStore) -> dict[str, bytes]:
+    """What is stored of a run but its events, by the names that it has in a run directory."""
+    names = {place: name for name, place in whole_folders(store.objects).items()}
+    found = {}
+    for name, content in store.objects.items():
+        place, slash, last = name.rpartition("/")
+        found[names.get(place, place) + slash + last] = content
+    return {name: content for name, content in found.items() if name.startswith(LASTING)}
 
 
 def wait(done: Callable[[], Any]) -> None:
@@ -391,6 +413,171 @@ def test_what_cannot_be_brought_to_the_command_stays_where_it_is(
     assert read_rows(place.here())[-1]["step"] == 7
 
 
+@dataclass
+class Leaving(MemoryStore):
+    """Answers `left` times more."""
+
+    left: float = math.inf
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("read", "read_at", "write", "delete", "listing"):
+            if not self.left:
+                raise StorageError("away", "it answers", "wait")
+            self.left -= 1
+        return super().__getattribute__(name)
+
+
+def stored_by_workers(folder: Path) -> tuple[MemoryStore, MemoryStore]:
+    """A run as a command finds it, and as its workers leave it: finished, with other checkpoints."""
+    found, finished = MemoryStore(), MemoryStore()
+    run = FakeRun(folder, per_epoch=PER_EPOCH)
+    run.describe()
+    run.begin()
+    for store, steps in ((found, PER_EPOCH), (finished, 2 * PER_EPOCH)):
+        run.go(steps)
+        if store is finished:
+            run.finish()
+        mirror = Mirror(folder, store, "ranks")
+        mirror.take()
+        mirror.push()
+    return found, finished
+
+
+def command(folder: Path, store: MemoryStore, launch: str) -> StoredCopy:
+    """One that holds the lease and has begun."""
+    lease_of(launch, store)
+    copy = StoredCopy(Mirror(folder, store, launch), Marks(folder), lambda text: None)
+    copy.begin()
+    copy.claimed()
+    return copy
+
+
+def test_whenever_the_store_goes_away_in_the_end_it_keeps_what_the_workers_have_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """After any number of answers. When the command stores its own end the store is back, or the command is killed."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr(storage, "LOOK_SECONDS", 60.0)  # the last look is the first one
+    found, finished = stored_by_workers(tmp_path / "workers")
+    folder, wanted, away = tmp_path / "driver", held(finished), True
+    for answers in itertools.count():
+        shutil.rmtree(folder, ignore_errors=True)
+        store = Leaving(objects=dict(found.objects), versions=dict(found.versions))
+        copy = command(folder, store, "first")
+        try:
+            with copy.training(lambda row: None, apart=True):
+                store.objects, store.versions = dict(finished.objects), dict(finished.versions)
+                lease_of("first", store)
+                store.left = answers
+            away = False
+        except StorageError:
+            append_event(folder, "failed", "away")
+        store.left = math.inf
+        if answers % 2:
+            copy.end()
+        assert held(store) == wanted, answers
+        command(folder, store, "next").end()
+        assert held(store) == wanted, answers
+        events = [event["kind"] for event in read_events(folder)]
+        assert events.count("finished") == 1
+        assert events.count("failed") == (away and answers % 2), answers
+        if not away:
+            break
+    assert answers > 10
+
+
+def test_a_disk_that_has_no_room_for_the_marks_either_is_told_as_such(place: Place, apart: Path):
+    def fill(job: Job) -> None:
+        place.patch.setattr(Marks, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left", "x")))
+
+    place.during = fill
+    with pytest.raises(StorageError, match=r"cannot be written: No space left.*nothing is lost"):
+        place.launch()
+
+
+def test_what_the_command_notes_is_known_though_it_is_killed(place: Place, apart: Path):
+    def kill(job: Job) -> None:
+        append_event(place.here(), "node lost", "the driver's own")
+        wait(lambda: [*(place.folder / "store" / "a" / "notes").glob("[!.]*")])
+        raise KeyboardInterrupt  # twice: it leaves as it is
+
+    place.during = kill
+    with pytest.raises(KeyboardInterrupt):
+        place.launch()
+    place.machine("other")
+    place.during = lambda job: None
+    place.launch()
+    assert [event["kind"] for event in read_events(place.here())].count("node lost") == 1
+    assert b"node lost" in place.stored()["events.jsonl"]
+    assert not [name for name in place.stored() if name.startswith("notes/")]
+
+
+def test_a_command_that_has_missed_the_end_leaves_its_events_and_nothing_older(place: Place, apart: Path):
+    place.during = fail
+    with pytest.raises(RuntimeError):
+        place.launch(4)
+
+    def halve(job: Job) -> None:
+        (place.here() / "microbatch.json").write_text("64")
+        (job.folder / "microbatch.json").write_text("32")
+
+    place.during = halve
+    place.patch.setattr(
+        storage.Follower, "pull", lambda *_, **__: (_ for _ in ()).throw(StorageError("away", "it answers", "wait"))
+    )
+    with pytest.raises(StorageError, match="away"):
+        place.launch(9)
+    assert place.stored()["microbatch.json"] == b"32"
+
+
+def vanish(place: Place, meanwhile: Callable[[], Any] = lambda: None) -> None:
+    """A run that is gone on with loses its copy, at once: what goes file by file is removed there file by file."""
+    place.during = fail
+    with pytest.raises(RuntimeError):
+        place.launch(10)
+
+    def rename(job: Job) -> None:
+        job.folder.rename(place.folder / "elsewhere")
+        meanwhile()
+        raise RunError("it", "does", "not")
+
+    place.during = rename
+    with pytest.raises(RunError, match="it"):
+        place.launch(20)
+
+
+def test_a_copy_that_vanishes_takes_nothing_with_it(place: Place):
+    vanish(place)
+    place.during = lambda job: None
+    assert place.launch(20).summary is not None
+    assert [row["step"] for row in read_rows(place.here()) if row["kind"] == "step"] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "metrics.jsonl"])
+def test_rows_without_checkpoints_and_checkpoints_without_rows_stay_as_well(place: Place, lost: str):
+    vanish(place, lambda: (place.folder / "store" / "a" / lost).rename(place.folder / "lost"))
+    left = {name.partition("/")[0] for name in place.stored()}
+    assert {"recipe.json", "checkpoints", "metrics.jsonl"} - {lost} <= left
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_run_that_fails_before_its_first_step_leaves_nothing_there(
+    place: Place, where: str, request: pytest.FixtureRequest
+):
+    def begin(self: Place, job: Job, steps: int) -> dict[str, Any]:
+        FakeRun(job.folder, per_epoch=PER_EPOCH).begin()
+        assert (job.folder / "checkpoints" / "step-00000000").is_dir()
+        wait((place.folder / "store" / "a" / "checkpoints" / "step-00000000" / "manifest.json").exists)
+        raise RunError("no GPU", "one is needed", "buy one")
+
+    place.patch.setattr(Place, "_train", begin)
+    if where == "elsewhere":
+        request.getfixturevalue("apart")
+    with pytest.raises(RunError, match="no GPU"):
+        place.launch()
+    assert place.stored() == {}
+
+
 def test_a_command_that_was_taken_over_while_it_looked_takes_nothing_back(place: Place):
     place.during = fail
     with pytest.raises(RuntimeError):
@@ -401,7 +588,7 @@ def test_a_command_that_was_taken_over_while_it_looked_takes_nothing_back(place:
     def slow(mirror: Mirror) -> bool:
         found = pull(mirror)
         store = mirror.store
-        store.write("launch.json", json.dumps({"host": "h", "pid": 1, "launch": "third", "beat": 0}).encode())
+        lease_of("third", store)
         store.write("writer.json", b"third")
         return found
 
@@ -410,6 +597,32 @@ def test_a_command_that_was_taken_over_while_it_looked_takes_nothing_back(place:
     with pytest.raises(RunError, match="taken over"):
         place.launch(9)
     assert place.stored()["writer.json"] == b"third"
+
+
+def test_a_command_that_was_taken_over_while_its_workers_train_takes_nothing_back(place: Place, apart: Path):
+    def take(job: Job) -> None:
+        store = Store(job.store)
+        lease_of("third", store)
+        store.write("writer.json", b"third")
+
+    place.during = take
+    with pytest.raises(RunError, match="taken over"):
+        place.launch()
+    assert place.stored()["writer.json"] == b"third"
+    assert "summary.json" not in place.stored()
+
+
+def test_an_end_that_cannot_be_stored_is_not_tried_without_a_pause(place: Place):
+    tries = []
+
+    def away(mirror: Mirror, **_: Any) -> bool:
+        tries.append(mirror)
+        raise StorageError("away", "it answers", "wait")
+
+    place.during = lambda job: place.patch.setattr(Mirror, "push", away)
+    with pytest.raises(StorageError, match="The end of the run is not in"):
+        place.launch()
+    assert 2 < len(tries) < 30
 
 
 def test_an_end_that_cannot_be_read_here_is_told_at_once_as_such(place: Place):
