@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
     from distcifar.doctor.findings import exit_code
     from distcifar.doctor.fixes import fix
     from distcifar.doctor.gather import Place
+    from distcifar.doctor.ray_here import living_temp
     from distcifar.doctor.screen import show
 
     console, aside = Console(highlight=False), Console(stderr=True, highlight=False, markup=False)
@@ -57,7 +58,8 @@ def main(argv: list[str]) -> int:
     stores = {name: url for name, url in places.items() if is_url(url)}
     folders = {name: Path(path).absolute() for name, path in places.items() if name not in stores}
     temp = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")  # as Ray chooses it
-    here = Place(dict(os.environ), Path.home(), folders, chosen.working_dir.absolute(), temp, stores=stores)
+    living = None if "RAY_TMPDIR" in os.environ else living_temp()  # of `ray start --temp-dir`
+    here = Place(dict(os.environ), Path.home(), folders, chosen.working_dir.absolute(), temp, living, stores=stores)
     of_job = os.environ.get("RAY_ADDRESS", "")
     address = chosen.address or (of_job if "://" not in of_job else "")  # http:// is where jobs are submitted
     report = examine(here, address, aside.print)

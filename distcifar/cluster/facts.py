@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 from distcifar.config import RunSpec, to_dict
 
 PACKAGES = ("distcifar", "torch", "torchvision", "ray", "ffcv", "wandb", "numpy", "numba")
+DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def collect_facts(spec: RunSpec, data_folder: Path, data_digest: str) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def collect_facts(spec: RunSpec, data_folder: Path, data_digest: str) -> dict[st
 
 
 def hardware() -> dict[str, Any]:
-    """What this machine is. No library for GPUs is imported."""
+    """What this machine is. CUDA is not started."""
     return {
         "host": platform.node(),
         "processor": _processor(),
@@ -68,9 +70,27 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    """The names of NVIDIA GPUs as the driver lists them; no CUDA context is made."""
+    """The names of NVIDIA GPUs as the driver lists them, or else NVML; no CUDA context is made."""
     found = []
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for path in sorted(DRIVERS_GPUS.glob("*/information")):
         names = [line.split(":", 1)[1].strip() for line in path.read_text().splitlines() if "Model" in line]
         found += names[:1]
+    return found or _gpus_of_nvml()
+
+
+def _gpus_of_nvml() -> list[str]:
+    """For WSL2, whose driver is in Windows: it has nothing in /proc."""
+    import pynvml  # here because it is of no use without a GPU
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    found = []
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):  # a card can get lost
+                found.append(str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index))))
+    finally:
+        pynvml.nvmlShutdown()
     return found

@@ -7,7 +7,9 @@ from distcifar.doctor.findings import Facts, Finding, error, ok, warning
 
 GIB = 2**30
 LEAST_MEMORY = 1 * GIB  # available: one worker with torch, without a GPU
-RAYS_SHARE = 0.3  # of the memory, that Ray wants in /dev/shm
+# Of the available memory, what Ray wants in /dev/shm; and at most, unless /dev/shm itself has more
+# (resolve_object_store_memory of ray/_private/utils.py, where the latter is REQUIRE_SHM_SIZE_THRESHOLD).
+RAYS_SHARE, RAYS_MOST = 0.3, 10**10
 LEAST_FILES = 4096  # of a Ray head with a few workers
 FULL, NEARLY_FULL = 0.95, 0.90  # Ray stops writing objects on a disk that is FULL
 
@@ -49,14 +51,18 @@ def memory_is_there(memory: Facts) -> Iterator[Finding]:
     told = f"{memory['available_bytes'] / GIB:.1f} of {memory['total_bytes'] / GIB:.1f} GiB available"
     if memory["available_bytes"] < LEAST_MEMORY:
         why = "A training takes about a GiB; Linux or Ray ends workers when memory runs out"
-        yield warning("memory", told, why, "End other programs, or use a larger machine")
+        yield warning("memory", told, why, "End other programs, or use a larger machine (container: --memory)")
     else:
         yield ok("memory", told)
 
 
 def shared_memory(shm: Facts, memory: Facts) -> Iterator[Finding]:
     """/dev/shm holds what Ray wants to keep there."""
-    size, wanted = shm["total_bytes"], RAYS_SHARE * memory["total_bytes"]
+    if "missing" in shm:
+        remedy = f"mkdir {shm['path']}; mount -t tmpfs tmpfs {shm['path']}; in a container ask for one (--shm-size)"
+        yield error("shared memory", f"There is no {shm['path']}", "Ray does not start without it", remedy)
+        return
+    size, wanted = shm["total_bytes"], min(RAYS_SHARE * memory["available_bytes"], RAYS_MOST)
     if size < wanted:
         why = "Ray then keeps its objects on a disk, and NCCL between two GPUs may fail"
         gib = math.ceil(wanted / GIB)

@@ -54,22 +54,34 @@ def torch_imports(torch: Facts) -> Iterator[Finding]:
 
 
 def driver_answers(gpus: Facts) -> Iterator[Finding]:
-    """Where there are GPUs, their driver answers."""
+    """Where there are GPUs, their driver answers, for each of them."""
     if "failure" not in gpus:
-        yield ok(
-            "GPUs", f"driver {gpus['driver']}: " + (", ".join(card["name"] for card in gpus["cards"]) or "no card")
-        )
+        names = ", ".join(card["name"] for card in _cards(gpus)) or "no card"
+        hidden = f" ({gpus['hidden']} more hidden by CUDA_VISIBLE_DEVICES)" if gpus["hidden"] else ""
+        yield ok("GPUs", f"driver {gpus['driver']}: {names}{hidden}")
     elif gpus["devices"]:
         why = "torch will not find the GPU, and train on the CPU"
-        remedy = "Reboot after an update of the driver; in a container mount the driver (--gpus all)"
+        remedy = (
+            "Reboot after an update of the driver (WSL: wsl --shutdown); in a container mount the driver (--gpus all)"
+        )
         yield error("GPUs", f"There are NVIDIA devices, but their driver says: {gpus['failure']}", why, remedy)
     else:
         yield ok("GPUs", "none: training on the CPU")
+    for card in gpus.get("cards", ()):
+        if "failure" in card:
+            why = "A worker on it fails, and CUDA may not start on the other cards either"
+            remedy = "nvidia-smi; reboot if it is lost; or leave it out with CUDA_VISIBLE_DEVICES"
+            yield error(f"GPU {card['index']}", f"The driver says of it: {card['failure']}", why, remedy)
+
+
+def _cards(gpus: Facts) -> list[Facts]:
+    """Those that could be looked at."""
+    return [card for card in gpus.get("cards", ()) if "failure" not in card]
 
 
 def driver_serves_the_wheel(torch: Facts, gpus: Facts) -> Iterator[Finding]:
     """The driver is new enough for the CUDA that torch was built with: within a major version any is."""
-    if "failure" in torch or not gpus.get("cards"):
+    if "failure" in torch or not _cards(gpus):
         return
     served = ".".join(map(str, gpus["cuda"]))
     if not torch["cuda"]:
@@ -89,9 +101,9 @@ def wheel_serves_the_cards(torch: Facts, gpus: Facts) -> Iterator[Finding]:
     """torch was compiled for each card's compute capability."""
     if "failure" in torch or not torch["cuda"]:
         return
-    for card in gpus.get("cards", ()):
+    for card in _cards(gpus):
         if not _covers(torch["archs"], card["capability"]):
-            name = f"{card['name']} (sm_{card['capability'][0]}{card['capability'][1]})"
+            name = f"GPU {card['index']} {card['name']} (sm_{card['capability'][0]}{card['capability'][1]})"
             why = "Its first kernel fails: no kernel image is available"
             remedy = "Install a torch wheel whose torch.cuda.get_arch_list() has it"
             yield error("architecture", f"torch has {' '.join(torch['archs'])}, not {name}", why, remedy)
@@ -108,8 +120,8 @@ def _covers(archs: list[str], capability: list[int]) -> bool:
 
 def cards_are_free(gpus: Facts) -> Iterator[Finding]:
     """Each card may be used by several processes, whole, and is not full already."""
-    for card in gpus.get("cards", ()):
-        name = f"GPU {card['name']}"
+    for card in _cards(gpus):
+        name = f"GPU {card['index']} {card['name']}"
         if card["mode"] == "prohibited":
             yield error(name, "It takes no process at all", "CUDA cannot start on it", "sudo nvidia-smi -c DEFAULT")
         elif card["mode"] == "exclusive":
@@ -118,7 +130,7 @@ def cards_are_free(gpus: Facts) -> Iterator[Finding]:
         if card["mig"]:
             why = "A worker sees one part of it, and NCCL does not join parts of one card"
             yield warning(name, "It is divided (MIG)", why, "One worker for each part, or sudo nvidia-smi -mig 0")
-        if card["used_bytes"] > 0.1 * card["memory_bytes"] + 2**29:
+        if "used_bytes" in card and card["used_bytes"] > 0.1 * card["memory_bytes"] + 2**29:
             used, of = card["used_bytes"] / 2**30, card["memory_bytes"] / 2**30
             why = "Others compute there too: slower, and out of memory earlier"
             yield warning(name, f"{used:.1f} of {of:.0f} GiB are taken", why, "nvidia-smi names the processes")

@@ -53,18 +53,26 @@ def forget_dead_head(place: Place, address: str, say: Say) -> None:
 
 
 def remove_sessions(place: Place, address: str, say: Say) -> None:
-    """Folders of heads without a living process."""
-    dead = dead_sessions(place.ray_temp, time.time())
-    say(f"Removing {len(dead)} folder(s) of dead heads in {place.ray_temp}")
+    """Folders of this user's heads without a living process."""
+    dead = dead_sessions(place.sessions, time.time())
+    say(f"Removing {len(dead)} folder(s) of dead heads in {place.sessions}")
     for folder in dead:
-        shutil.rmtree(folder)
+        _remove(folder, say)
 
 
 def remove_leftovers(place: Place, address: str, say: Say) -> None:
     """What killed processes have left half-written, a day ago or earlier."""
     for path in (left for folder in place.folders.values() for left in left_aside(folder, time.time())):
         say(f"Removing {path}")
+        _remove(path, say)
+
+
+def _remove(path: Path, say: Say) -> None:
+    """One that cannot be removed does not keep the others."""
+    try:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as reason:
+        say(f"{path} stays: {reason}")
 
 
 def free_places(place: Place, address: str, say: Say) -> None:

@@ -3,6 +3,7 @@
 import grp
 import http.client
 import json
+import math
 import os
 import pwd
 import re
@@ -10,7 +11,7 @@ import socket
 import stat
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from distcifar.doctor.secrets import secret_names
 
 # Of `ray start`'s environment, what is told of it: no values that could be secret.
 TOLD = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS",
-        "NUMBA_THREADING_LAYER")  # fmt: skip
+        "NUMBA_THREADING_LAYER", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")  # fmt: skip
 PROBE_SECONDS = 1.0
 MOST_READ = 1 << 20  # bytes of an answer
 STILL_SECONDS = 600.0  # in which a living head has written to its logs many times
@@ -135,35 +136,60 @@ def _is_alone(user: int, group: int) -> bool:
     return primary | {*members} <= {name}
 
 
+def living_temp(processes: Iterable[psutil.Process] | None = None) -> Path | None:
+    """The folder of the sessions (`ray start --temp-dir`) of the first raylet among `processes`; None without one.
+
+    processes: None for this user's on this machine, the newest first.
+    """
+    if processes is None:
+        with_dates = psutil.process_iter(["uids", "create_time"])
+        own = [each for each in with_dates if each.info["uids"] and each.info["uids"].real == os.getuid()]
+        processes = sorted(own, key=lambda process: float(process.info["create_time"] or 0), reverse=True)
+    for process in processes:
+        words = _process(process.pid)["cmdline"]
+        named = [word.partition("=")[2] for word in words if re.match("--temp[-_]dir=.", word)]
+        if named and role_of(words) == "raylet":
+            return Path(named[0])
+    return None
+
+
 def session_facts(ray_temp: Path, now: float) -> Facts:
-    """Folders of Ray's sessions without a living process: {"path", "dead": [names], "bytes"}."""
+    """Folders of this user's sessions of Ray without a living process: {"path", "dead": [names], "bytes"}."""
     dead = dead_sessions(ray_temp, now)
     return {"path": str(ray_temp), "dead": [path.name for path in dead], "bytes": sum(_sizes(dead))}
 
 
 def dead_sessions(ray_temp: Path, now: float) -> list[Path]:
-    """The sessions that no process names in its command line, as all of a living head's do, and that stand still.
+    """This user's sessions that no process names in its command line, as all of a living head's do; they stand still.
 
     A head in another container may share the folder and not be seen, but it writes its logs all the time.
     """
     lines = "\n".join(" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
     alive = set(re.findall(r"session_[0-9-]+_[0-9-]+_[0-9]+_[0-9]+", lines))
-    folders = [path for path in ray_temp.glob("session_*") if path.is_dir() and not path.is_symlink()]
+    folders = [path for path in ray_temp.glob("session_*") if _is_own_folder(path)]
     return sorted(path for path in folders if path.name not in alive and now - _last_change(path) > STILL_SECONDS)
 
 
+def _is_own_folder(path: Path) -> bool:
+    with suppress(OSError):
+        found = path.lstat()
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return False  # it has gone
+
+
 def _last_change(session: Path) -> float:
-    changes = [session.stat().st_mtime]
-    for file in (session / "logs").glob("*"):
-        with suppress(FileNotFoundError):
-            changes.append(file.stat().st_mtime)
-    return max(changes)
+    changes = []
+    for path in (session, *(session / "logs").glob("*")):
+        with suppress(OSError):  # it has gone, or may not be looked at
+            changes.append(path.stat().st_mtime)
+    return max(changes, default=math.inf)
 
 
 def _sizes(folders: list[Path]) -> Iterator[int]:
     files = (os.path.join(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names)
     for _, path in zip(range(MOST_FILES), files, strict=False):
-        yield os.lstat(path).st_blocks * 512 if os.path.lexists(path) else 0
+        with suppress(OSError):
+            yield os.lstat(path).st_blocks * 512
 
 
 def head_facts(environment: Mapping[str, str], ray_temp: Path) -> Facts:

@@ -32,6 +32,11 @@ def disk_facts(path: Path) -> Facts:
     }
 
 
+def shm_facts(path: Path) -> Facts:
+    """disk_facts of the folder of shared memory; {"path", "missing"} where there is none."""
+    return disk_facts(path) if path.is_dir() else {"path": str(path), "missing": True}
+
+
 def folder_facts(path: Path) -> Facts:
     """disk_facts and, tried in a file that is removed again: seconds of a flushed write, rename, lock; {"failure"}."""
     place = existing(path)

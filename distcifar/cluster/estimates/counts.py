@@ -11,14 +11,14 @@ from distcifar.data.prepare import PreparedData
 from distcifar.training.state import TrainState
 from distcifar.training.step import Losses, autocast
 
-COUNTED_IMAGES = 8
+COUNTED_IMAGES = (4, 8)
 
 
 def workload(data: PreparedData, state: TrainState, images: Tensor, *, resident: bool) -> Workload:
     """Of a state that has done a step, so that its optimizers hold what they need. images: float [N, C, S, S]."""
     counts = {split: manifest.num_samples for split, manifest in data.manifests.items()}
     slots = (slot for optimizer in state.optimizers for slots in optimizer.state.values() for slot in slots.values())
-    images = images[:COUNTED_IMAGES]
+    images = images[: max(COUNTED_IMAGES)]
     return Workload(
         images=counts["train"],
         validation=counts.get("val", 0),
@@ -29,9 +29,20 @@ def workload(data: PreparedData, state: TrainState, images: Tensor, *, resident:
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         model_bytes=_bytes(state.model.state_dict().values()),
         optimizer_bytes=_bytes(slot for slot in slots if isinstance(slot, Tensor)),
-        activation_bytes=activation_bytes(state.model, images, state.progress.precision) / len(images),
+        activation_bytes=bytes_an_image(state.model, images, state.progress.precision),
         flops=forward_flops(state.model, images) / len(images),
     )
+
+
+def bytes_an_image(model: nn.Module, images: Tensor, precision: str) -> float:
+    """What each more image adds to activation_bytes.
+
+    A difference, for some of it is kept once whatever the number of images: the weights' copies of half precision.
+    """
+    few, many = COUNTED_IMAGES
+    several = images[torch.arange(many, device=images.device) % len(images)]
+    kept = [activation_bytes(model, several[:count], precision) for count in COUNTED_IMAGES]
+    return (kept[1] - kept[0]) / (many - few)
 
 
 def activation_bytes(model: nn.Module, images: Tensor, precision: str) -> float:

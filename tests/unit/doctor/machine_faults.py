@@ -17,6 +17,7 @@ from tests.unit.doctor.faults import Bench, aged, fault, told, written
 
 ROOT = Path(__file__).parents[3]
 CARD = {
+    "index": 1,
     "name": "RTX",
     "capability": [8, 9],
     "memory_bytes": 8 << 30,
@@ -24,7 +25,7 @@ CARD = {
     "mode": "shared",
     "mig": False,
 }
-GPUS = {"driver": "570.1", "cuda": [13, 0], "cards": [CARD]}
+GPUS = {"driver": "570.1", "cuda": [13, 0], "cards": [CARD], "hidden": 0}
 TORCH = {"version": "2.15.0", "cuda": "13.2", "archs": ["sm_75", "sm_80", "sm_90", "sm_120"], "threads": 1}
 MEMORY = {"total_bytes": 16 << 30, "available_bytes": 8 << 30}
 
@@ -77,7 +78,7 @@ def cpu_wheel(bench: Bench) -> list[Finding]:
     return told(torch=TORCH | {"cuda": None, "archs": []}, gpus=GPUS)
 
 
-@fault("a card that the wheel has no code for", "architecture", "error", "sm_61", "get_arch_list")
+@fault("a card that the wheel has no code for", "architecture", "error", "GPU 1 RTX (sm_61)", "get_arch_list")
 def old_card(bench: Bench) -> list[Finding]:
     """Facts"""
     return told(torch=TORCH, gpus=GPUS | {"cards": [CARD | {"capability": [6, 1]}]})
@@ -89,19 +90,25 @@ def broken_driver(bench: Bench) -> list[Finding]:
     return told(gpus={"failure": "Driver/library version mismatch", "devices": True})
 
 
-@fault("a card for one process only", "GPU RTX", "warning", "one process only", "nvidia-smi -c DEFAULT")
+@fault("one of several cards is lost", "GPU 0", "error", "GPU is lost", "leave it out with CUDA_VISIBLE_DEVICES")
+def lost_card(bench: Bench) -> list[Finding]:
+    """Facts"""
+    return told(torch=TORCH, gpus=GPUS | {"cards": [{"index": 0, "failure": "GPU is lost"}, CARD]})
+
+
+@fault("a card for one process only", "GPU 1 RTX", "warning", "one process only", "nvidia-smi -c DEFAULT")
 def exclusive_card(bench: Bench) -> list[Finding]:
     """Facts"""
     return told(gpus=GPUS | {"cards": [CARD | {"mode": "exclusive"}]})
 
 
-@fault("a divided card", "GPU RTX", "warning", "MIG", "-mig 0")
+@fault("a divided card", "GPU 1 RTX", "warning", "MIG", "-mig 0")
 def divided_card(bench: Bench) -> list[Finding]:
     """Facts"""
     return told(gpus=GPUS | {"cards": [CARD | {"mig": True}]})
 
 
-@fault("a card that others use", "GPU RTX", "warning", "6.0 of 8 GiB", "nvidia-smi")
+@fault("a card that others use", "GPU 1 RTX", "warning", "6.0 of 8 GiB", "nvidia-smi")
 def busy_card(bench: Bench) -> list[Finding]:
     """Facts"""
     return told(gpus=GPUS | {"cards": [CARD | {"used_bytes": 6 << 30}]})
@@ -148,9 +155,10 @@ def many_threads(bench: Bench) -> list[Finding]:
 
 @fault("a container's quota below its cores", "cores", "warning", "a quota of 1.5", "OMP_NUM_THREADS=1")
 def small_quota(bench: Bench) -> list[Finding]:
-    """A control group's files in a folder"""
-    written(bench.folder / "box" / "cpu.max", "150000 100000\n")
-    quota = machine.cpu_quota("0::/box\n", bench.folder)
+    """Control groups' files in a folder: the process's own has a larger quota than the one above it"""
+    written(bench.folder / "user.slice" / "cpu.max", "150000 100000\n")
+    written(bench.folder / "user.slice" / "box" / "cpu.max", "400000 100000\n")
+    quota = machine.cpu_quota("0::/user.slice/box\n", bench.folder)
     return told(cpu={"cores": 8, "affinity": 8, "quota": quota, "omp": ""})
 
 
@@ -160,10 +168,28 @@ def little_memory(bench: Bench) -> list[Finding]:
     return told(memory=MEMORY | {"available_bytes": 1 << 29})
 
 
+@fault("a container with little memory", "memory", "warning", "0.4 of 0.5 GiB", "--memory")
+def small_container(bench: Bench) -> list[Finding]:
+    """Control groups' files in a folder: 512 MiB for the group above the process's own"""
+    for name, bytes_ in (("max", 512 << 20), ("current", 300 << 20)):
+        written(bench.folder / "box" / f"memory.{name}", f"{bytes_}\n")
+    written(bench.folder / "box" / "memory.stat", f"anon 1\ninactive_file {100 << 20}\nactive_file {100 << 20}\n")
+    written(bench.folder / "box" / "inner" / "memory.max", "max\n")
+    bench.patch.setattr(machine, "CGROUPS", bench.folder)
+    bench.patch.setattr(machine, "_membership", lambda: "0::/box/inner\n")
+    return told(memory=machine.memory_facts())
+
+
+@fault("no /dev/shm", "shared memory", "error", "There is no ", "mount -t tmpfs")
+def no_shm(bench: Bench) -> list[Finding]:
+    """A folder that is not there"""
+    return told(shm=storage.shm_facts(bench.folder / "gone"), memory=MEMORY)
+
+
 @fault("a container's small /dev/shm", "shared memory", "warning", "has 64 MiB", "--shm-size=")
 def small_shm(bench: Bench) -> list[Finding]:
     """A tmpfs of 64 MiB"""
-    return told(shm=storage.disk_facts(bench.mounted("size=64m")), memory=machine.memory_facts())
+    return told(shm=storage.shm_facts(bench.mounted("size=64m")), memory=machine.memory_facts())
 
 
 @fault("few open files", "open files", "warning", "At most 256", "ulimit -n")

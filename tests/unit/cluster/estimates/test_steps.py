@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distcifar.cluster.estimates import steps as trial_steps
-from distcifar.cluster.estimates.counts import activation_bytes, forward_flops
+from distcifar.cluster.estimates.counts import activation_bytes, bytes_an_image, forward_flops
 from distcifar.cluster.estimates.estimate import checkpoint_bytes, estimate
 from distcifar.cluster.estimates.steps import EPOCHS, Trial, endless, measured_here
 from distcifar.config import AugmentConfig, ModelConfig, OptimConfig, RunSpec
@@ -128,6 +128,14 @@ def test_what_is_kept_for_the_backward_pass_grows_with_images_and_not_with_weigh
     assert many == pytest.approx(2 * few, rel=0.01)
     pictures, hidden = 4 * 192 * 4, 4 * 1000 * 4
     assert pictures + hidden <= few < pictures + hidden + 4 * 200
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_the_weights_copies_of_half_precision_are_no_images(count: int):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 1000), nn.ReLU(), nn.Linear(1000, 10))
+    pictures, halves, losses = 192 * 4, (192 + 1000) * 2, 200
+    found = bytes_an_image(net, torch.zeros(count, 3, 8, 8), "bf16")
+    assert pictures + halves <= found < pictures + halves + losses, "the second layer's copy has 20000 bytes"
 
 
 @pytest.mark.slow
