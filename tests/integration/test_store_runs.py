@@ -23,7 +23,7 @@ from distcifar.store import Store
 from distcifar.tracking.journal import read_events, read_rows
 from tests.support.object_store import ObjectStore, object_store
 
-pytestmark = pytest.mark.slow  # the same without a training: tests/unit/cluster/test_storage.py
+pytestmark = pytest.mark.slow  # the same without a training: tests/unit/cluster/stored/test_storage.py
 
 TRAIN = Path(__file__).parents[2] / "jobs" / "train.py"
 CLOCKS = ("seconds", "images_per_s")
@@ -195,6 +195,7 @@ def test_over_a_line_that_is_cut_again_and_again_it_is_the_same_run(
     require_alike(fetched(s3.url("cut/a"), tmp_path / "stored"), plain)
 
 
+@pytest.mark.timeout(600)  # two minutes when nothing else runs
 def test_two_workers_stop_and_go_on_with_nothing_shared_but_the_bucket(s3: ObjectStore, tmp_path: Path, data: str):
     words = ("--name", "a", "--epochs", "40", "--workers", "2")
     runs, url, bucket = s3.url("ray"), s3.url("ray/a"), s3.url("data")
