@@ -94,8 +94,10 @@ def dead_sessions(bench: Bench) -> list[Finding]:
             aged(log, 3600)
         if number != 0:
             aged(session, 3600)
-    words = [sys.executable, "-c", "input()", str(bench.ray_temp / "session_2026-01-01_00-00-00_1_1")]
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as living:
+    words = [sys.executable, "-c", "print(); input()", str(bench.ray_temp / "session_2026-01-01_00-00-00_1_1")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout is not None
+        living.stdout.readline()  # a process that is just beginning has no command line yet
         facts = ray_here.session_facts(bench.ray_temp, time.time())
         living.kill()
     return told(sessions=facts)
