@@ -17,6 +17,8 @@ from distcifar.world import World
 
 MOST_IMAGES = 32  # of a batch here: two steps of ResNet-18 at batch 512 take a minute
 
+AS_OTHERS = ("finetune-resnet18",)  # ten seconds at 224 pixels; finetune-vgg13 takes the same way
+
 
 def small(recipe: Recipe) -> Recipe:
     """`recipe` on synthetic images, in small batches, with untrained instead of downloaded weights."""
@@ -34,7 +36,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in AS_OTHERS else name for name in RECIPES]
+)
 def test_recipe_trains_two_steps(name: str, data_root: Path):
     recipe = small(RECIPES[name])
     prepared = prepare(recipe.data, data_root, announce=print)

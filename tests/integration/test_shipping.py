@@ -719,6 +719,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_no_training_state_is_not_downloaded(lab: Lab, machine: dict[str, str], tmp_path: Path):
     made = [(f"{name}-state", "train-state", entries) for name, entries in HOSTILE.items()]
     made.append(("typed-state", "model", {"checkpoint/state.json": "{}"}))
@@ -737,6 +738,7 @@ def test_what_is_no_training_state_is_not_downloaded(lab: Lab, machine: dict[str
     assert not [*tmp_path.rglob("*escaped*"), *Path("/tmp").glob("h5-escaped*")]
 
 
+@pytest.mark.slow
 def test_content_that_was_changed_on_the_server_is_found(
     lab: Lab, run: FakeRun, machine: dict[str, str], tmp_path: Path
 ):

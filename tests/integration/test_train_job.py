@@ -170,6 +170,7 @@ def test_ctrl_c_saves_and_the_same_command_continues_bitwise(place: Path, whole:
     same_end(place, words, whole[0])
 
 
+@pytest.mark.slow
 def test_kill_9_in_mid_run_and_the_same_command_ends_the_same(place: Path, whole: tuple[Path, str, str]):
     words = ("debug", "--name", "killed", "--checkpoint-steps", "10")
     program = start(place, *words)
@@ -207,6 +208,7 @@ def test_an_unfinished_run_is_not_continued_with_another_recipe(place: Path):
     assert "optim.lr: 0.01 -> 0.003" in err
 
 
+@pytest.mark.slow
 def test_diverged_training_is_told_with_step_rate_and_remedy(place: Path):
     code, _, err = train(place, "debug", "--name", "diverged", "--optim.name", "sgd", "--optim.lr", "100",
                          "--model.no-batchnorm", "--schedule.name", "constant")  # fmt: skip

@@ -121,6 +121,7 @@ def test_the_first_losses_are_those_of_the_plain_script(name: str, images):
     assert max(found) - min(found) > 0.05, "nothing has moved: equal losses would say nothing"
 
 
+@pytest.mark.slow
 def test_the_first_losses_of_interpolated_pixels_are_those_of_the_plain_script(images):
     """cnn-day41 turns colours and images: its pixels agree to about 1e-6, which Adam enlarges (2e-3 at step 20).
     So the losses are compared on our pixels, and coarsely on its own; its pixels have a test of their own."""

@@ -108,7 +108,9 @@ def trained(world: World, folder: Path, slow: int, place: str, onset: int) -> di
         return rank.train_rank(job, world, listen=silence, after_epoch=lambda _: None)
 
 
-@pytest.mark.parametrize(("place", "onset", "slow"), [("net", 0, 2), ("data", EPOCH, 1)])
+@pytest.mark.parametrize(
+    ("place", "onset", "slow"), [("net", 0, 2), pytest.param("data", EPOCH, 1, marks=pytest.mark.slow)]
+)
 def test_a_slow_rank_of_three_is_named_within_twenty_steps_and_the_others_are_not(
     tmp_path: Path, place: str, onset: int, slow: int
 ):

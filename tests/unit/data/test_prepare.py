@@ -216,6 +216,7 @@ def test_broken_images_are_written_down(tmp_path):
     assert sorted(pixels) == [index for index in range(30) if index != 4]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="no real data here")
 def test_cifar10_from_the_shared_file(tmp_path):
     source = SHARED / "cifar10.npz"

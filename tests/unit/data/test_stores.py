@@ -295,6 +295,7 @@ print(json.dumps({"torch": torch.get_num_threads(), "labels": labels.tolist(), "
 """
 
 
+@pytest.mark.slow
 def test_the_first_import_of_ffcv_leaves_torchs_thread_count_alone(beton):
     """Importing ffcv sets torch to one thread: a CPU worker that resumes on prepared data would crawl."""
     process = subprocess.run(

@@ -145,6 +145,7 @@ def test_what_w_and_b_does_not_know_has_no_report(tmp_path):
         publish(tmp_path / "report-sweep.json")
 
 
+@pytest.mark.slow
 def test_published_again_it_is_the_same_report(tmp_path, lab):
     home, folder = tmp_path / "home", write_run(tmp_path / "runs/a", group="")
     path = folder / "report.json"
@@ -166,6 +167,7 @@ def test_published_again_it_is_the_same_report(tmp_path, lab):
     assert KEY not in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_group_that_grows_keeps_its_report_and_another_has_its_own(tmp_path, lab):
     home, path = tmp_path / "home", tmp_path / "runs/report-sweep.json"
     folders = [write_run(tmp_path / "runs" / name, group="sweep") for name in ("a", "b")]

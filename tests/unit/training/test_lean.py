@@ -33,11 +33,12 @@ def outcome(make: str, *, lean: bool) -> tuple[str, str]:
     return imported, total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
         "SGD([weight], lr=0.1, momentum=0.9, nesterov=True, fused=True)",
-        pytest.param("AdamW([weight], lr=0.1, fused=True)", marks=pytest.mark.slow),
+        "AdamW([weight], lr=0.1, fused=True)",
     ],
 )
 def test_the_same_weights_without_the_compiler(make: str):
