@@ -185,17 +185,19 @@ def test_a_job_of_one_to_two_workers_waits_aloud_too_and_can_be_stopped(head: He
     """Ray asks for no places for it as long as another training has them all; and nobody could save anything."""
     assert head.submit(*TRAIN, "--epochs", "5000", "--wandb", "disabled", "--name", "all",
                        options=("--submission-id", "all", "--no-wait")).returncode == 0  # fmt: skip
-    wait_for(lambda: last_row(head.runs / "all"), 120)
-    words = ("jobs/train.py", "debug", "--workers", "1..2", "--wandb", "disabled", "--name", "some")
-    assert head.submit(*words, options=("--submission-id", "some", "--no-wait")).returncode == 0
-    wait_for(lambda: "Held: 2 CPUs by python jobs/train.py debug" in head.ray("job", "logs", "some").stdout, 90)
-    begun = time.monotonic()
-    head.ray("job", "stop", "some")
-    assert time.monotonic() - begun < 20
-    assert "STOPPED" in head.ray("job", "status", "some").stdout
+    try:
+        wait_for(lambda: last_row(head.runs / "all"), 120)
+        words = ("jobs/train.py", "debug", "--workers", "1..2", "--wandb", "disabled", "--name", "some")
+        assert head.submit(*words, options=("--submission-id", "some", "--no-wait")).returncode == 0
+        wait_for(lambda: "Held: 2 CPUs by python jobs/train.py debug" in head.ray("job", "logs", "some").stdout, 90)
+        begun = time.monotonic()
+        head.ray("job", "stop", "some")
+        assert time.monotonic() - begun < 20
+        assert [job["status"] for job in head.jobs() if job["submission_id"] == "some"] == ["STOPPED"]
+    finally:
+        head.ray("job", "stop", "all")
     event = json.loads((head.runs / "some" / "events.jsonl").read_text().splitlines()[-1])
     assert (event["kind"], event["signal"]) == ("stopped", "SIGTERM")
-    head.ray("job", "stop", "all")
 
 
 def test_the_doctor_looks_at_the_folders_of_jobs(head: Head):
