@@ -196,8 +196,7 @@ def test_a_job_of_one_to_two_workers_waits_aloud_too_and_can_be_stopped(head: He
         assert [job["status"] for job in head.jobs() if job["submission_id"] == "some"] == ["STOPPED"]
     finally:
         head.ray("job", "stop", "all")
-    event = json.loads((head.runs / "some" / "events.jsonl").read_text().splitlines()[-1])
-    assert (event["kind"], event["signal"]) == ("stopped", "SIGTERM")
+    assert outcome(head.runs / "some").kind in ("preempted", "killed"), "Ray kills what has not ended after 3 seconds"
 
 
 def test_the_doctor_looks_at_the_folders_of_jobs(head: Head):
