@@ -97,10 +97,10 @@ class FakeRun:
         if identity is not None:
             write_identity(self.folder, identity)
 
-    def begin(self) -> None:
-        """What the primary worker does first."""
+    def begin(self, launch: str = "") -> None:
+        """What the primary worker of that launch does first."""
         at = f"at step {self.step} with 1 worker(s)"
-        self.journal.event("continue" if self.step else "start", at, step=self.step)
+        self.journal.event("continue" if self.step else "start", at, step=self.step, launch=launch)
         if not self.step:
             self.save()
 
@@ -148,7 +148,7 @@ class FakeRun:
         prune_checkpoints(root, best_steps=(best_step,), keep=keep)
         return found
 
-    def back_to(self, step: int, *, salt: int = 0) -> None:
+    def back_to(self, step: int, *, salt: int = 0, launch: str = "") -> None:
         """Goes on from an older checkpoint, as after a damage or a rollback: with the same values, or others."""
         self.step, self.salt, epoch = step, salt, step // self.per_epoch
         self.best = max(range(1, epoch + 1), key=accuracy, default=0)
@@ -156,7 +156,7 @@ class FakeRun:
         for folder in (self.folder / "checkpoints").glob("step-*"):
             if int(folder.name.removeprefix("step-")) > step:
                 shutil.rmtree(folder)
-        self.begin()
+        self.begin(launch)
 
     def finish(self) -> dict[str, Any]:
         """The model, the samples and the summary: the run is over."""
@@ -236,9 +236,9 @@ def _fit(job: Job, plan: Plan, listen: Listener) -> dict[str, Any]:
     run = FakeRun(job.folder, per_epoch=plan.per_epoch)
     found = sorted((job.folder / "checkpoints").glob("step-*"))
     if found:
-        run.back_to(int(found[-1].name.removeprefix("step-")))
+        run.back_to(int(found[-1].name.removeprefix("step-")), launch=job.launch)
     else:
-        run.begin()
+        run.begin(job.launch)
     request = StopRequest(job.folder)
     while run.step < plan.steps:
         run.go(1, listen)
