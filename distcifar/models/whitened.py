@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distcifar.config import ModelConfig
 from distcifar.models.net import GlobalMax, Net, Scale, Shortcut, require_size
+from distcifar.models.normed import NormedSequential
 
 PATCH = 2
 EPSILON = 5e-4  # keeps directions of (almost) no variance from being blown up
@@ -116,8 +117,8 @@ def _block(inputs: int, outputs: int, depth: int) -> nn.Sequential:
     for _ in range(depth - 1):
         rest += [nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), _norm(outputs), nn.GELU()]
     if depth > 2:
-        rest = [Shortcut(nn.Sequential(*rest[:-1])), nn.GELU()]
-    return nn.Sequential(first, pool, _norm(outputs), nn.GELU(), *rest)
+        rest = [Shortcut(NormedSequential(*rest[:-1])), nn.GELU()]
+    return NormedSequential(first, pool, _norm(outputs), nn.GELU(), *rest)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
