@@ -17,24 +17,23 @@ Bits = NDArray[np.uint16]
 Places = NDArray[np.uint8]
 Words = NDArray[np.uint32]  # a bf16 and below it the place of a maximum, 0 to 3
 Floats = NDArray[np.float32]
-# A product and a sum may be one operation: no difference between two runs. NaN and infinity stay what they are, for a
-# diverging run is seen by them. "numpy": no division is looked at for a 0, which would keep it from being one of 16.
-_line = njit(fastmath={"contract"}, error_model="numpy")
-_maps = njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+# Below, "contract": a product and a sum may be one operation, which makes no difference between two runs. NaN and
+# infinity stay what they are, for a diverging run is seen by them. "numpy": a division by 0 is no error, for which each
+# division would be looked at, one at a time.
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _value(word: np.uint32) -> np.float32:
     """The float of the bf16 in the upper half of a word."""
     return F(U(U(word) & U(0xFFFF0000)).view(np.float32))
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _wide(bits: np.uint16) -> np.uint32:
     return U(U(bits) << U(16))
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _narrow(value: np.float32) -> np.uint16:
     """The nearest bf16; of two as near the even one, as torch does."""
     bits = F(value).view(np.uint32)
@@ -42,7 +41,7 @@ def _narrow(value: np.float32) -> np.uint16:
     return H(U(nearest >> U(16))) if value == value else H(0x7FC0)  # the other: NaN
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _normal(z: np.float32) -> tuple[np.float32, np.float32]:
     """The normal distribution's Phi(z) and density, off by less than 2e-6: Abramowitz, Stegun 1964, 26.2.17.
 
@@ -66,14 +65,14 @@ def _normal(z: np.float32) -> tuple[np.float32, np.float32]:
     return (tail if z < F(0.0) else F(1.0) - tail), density
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _goes_before(b: np.uint32, a: np.uint32) -> np.bool_:
     """Whether the maximum of two words is b: the larger value or NaN, of equal ones that of the earlier place."""
     x, y = _value(a), _value(b)
     return y > x or y != y or (y == x and U(b & U(3)) < U(a & U(3)))
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _maxima_of_rows(above: Bits, below: Bits, out: Words) -> None:
     for k in range(len(out)):
         i = uintp(k)
@@ -81,7 +80,7 @@ def _maxima_of_rows(above: Bits, below: Bits, out: Words) -> None:
         out[i] = b if _goes_before(b, a) else a
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _maxima_of_columns(left: Words, right: Words, out: Words) -> None:
     for k in range(len(out)):
         i = uintp(k)
@@ -89,7 +88,7 @@ def _maxima_of_columns(left: Words, right: Words, out: Words) -> None:
         out[i] = b if _goes_before(b, a) else a
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _split(words: Words, kept: Bits, places: Places) -> None:
     for k in range(len(words)):
         i = uintp(k)
@@ -97,7 +96,7 @@ def _split(words: Words, kept: Bits, places: Places) -> None:
         places[i] = np.uint8(words[i] & U(3))
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _summed(line: Bits, pivot: Floats, total: Floats, squares: Floats) -> None:
     for k in range(len(line)):
         i = uintp(k)
@@ -106,7 +105,7 @@ def _summed(line: Bits, pivot: Floats, total: Floats, squares: Floats) -> None:
         squares[i] += off * off
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _activated(line: Bits, scale: Floats, offset: Floats, out: Bits) -> None:
     for k in range(len(line)):
         i = uintp(k)
@@ -115,7 +114,7 @@ def _activated(line: Bits, scale: Floats, offset: Floats, out: Bits) -> None:
         out[i] = _narrow(z * share)
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _slopes(line: Bits, scale: Floats, offset: Floats, given: Bits, out: Bits) -> None:
     for k in range(len(line)):
         i = uintp(k)
@@ -124,7 +123,7 @@ def _slopes(line: Bits, scale: Floats, offset: Floats, given: Bits, out: Bits) -
         out[i] = _narrow(_value(_wide(given[i])) * (share + z * density))
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _moments(line: Bits, slopes: Bits, total: Floats, products: Floats) -> None:
     for k in range(len(line)):
         i = uintp(k)
@@ -133,27 +132,27 @@ def _moments(line: Bits, slopes: Bits, total: Floats, products: Floats) -> None:
         products[i] += slope * _value(_wide(line[i]))
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _combined(line: Bits, slopes: Bits, by_slope: Floats, by_value: Floats, rest: Floats, out: Bits) -> None:
     for k in range(len(line)):
         i = uintp(k)
         out[i] = _narrow(_value(_wide(slopes[i])) * by_slope[i] + (_value(_wide(line[i])) * by_value[i] + rest[i]))
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _placed(places: Places, values: Bits, place: np.uint8, out: Bits) -> None:
     for k in range(len(out)):
         i = uintp(k)
         out[i] = values[i] if places[i] == place else H(0)
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _copied(line: Bits, out: Bits) -> None:
     for k in range(len(out)):
         out[uintp(k)] = line[uintp(k)]
 
 
-@_line
+@njit(fastmath={"contract"}, error_model="numpy")
 def _folded(lines: Floats, sums: Floats) -> None:
     """Adds `lines` [2, W * C] channel by channel to `sums` [2, C]."""
     for row in range(2):
@@ -162,7 +161,7 @@ def _folded(lines: Floats, sums: Floats) -> None:
                 sums[row, channel] += lines[row, start + channel]
 
 
-@_maps
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def pool(maps: Bits, kept: Bits, places: Places, pivot: Floats, sums: Floats) -> None:
     """`kept` and `places` [N, H, W * C]: the maxima of `maps` [N, 2H, 2W * C]; `sums` as in `measure`."""
     channels = sums.shape[2]
@@ -179,7 +178,7 @@ def pool(maps: Bits, kept: Bits, places: Places, pivot: Floats, sums: Floats) ->
         _folded(lines, sums[n])
 
 
-@_maps
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def measure(kept: Bits, pivot: Floats, sums: Floats) -> None:
     """Adds to `sums` [N, 2, C] by what `kept` [N, H, W * C] differs from `pivot` [W * C], and the squares of it.
 
@@ -192,7 +191,7 @@ def measure(kept: Bits, pivot: Floats, sums: Floats) -> None:
         _folded(lines, sums[n])
 
 
-@_maps
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def activate(kept: Bits, scale: Floats, offset: Floats, out: Bits) -> None:
     """`out` = GELU(scale * kept + offset): [N, H, W * C] and [W * C]."""
     for n in prange(len(kept)):
@@ -200,7 +199,7 @@ def activate(kept: Bits, scale: Floats, offset: Floats, out: Bits) -> None:
             _activated(kept[n, y], scale, offset, out[n, y])
 
 
-@_maps
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def activation_gradient(kept: Bits, scale: Floats, offset: Floats, given: Bits, slopes: Bits, sums: Floats) -> None:
     """`slopes`: the gradient before the GELU whose result had `given`; adds to `sums` [N, 2, C] it and it * kept."""
     for n in prange(len(kept)):
@@ -211,7 +210,7 @@ def activation_gradient(kept: Bits, scale: Floats, offset: Floats, given: Bits, 
         _folded(lines, sums[n])
 
 
-@_maps
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def norm_gradient(kept: Bits, slopes: Bits, parts: Floats, out: Bits) -> None:
     """`out` = parts[0] * slopes + parts[1] * kept + parts[2]: [N, H, W * C] and [3, W * C]."""
     for n in prange(len(kept)):
@@ -219,7 +218,7 @@ def norm_gradient(kept: Bits, slopes: Bits, parts: Floats, out: Bits) -> None:
             _combined(kept[n, y], slopes[n, y], parts[0], parts[1], parts[2], out[n, y])
 
 
-@_maps
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def pool_gradient(kept: Bits, places: Places, slopes: Bits, parts: Floats, channels: int, out: Bits) -> None:
     """The same at each maximum's place in `out` [N, 2H, 2W * C], 0 at the other three."""
     for n in prange(len(kept)):
