@@ -12,33 +12,12 @@ import numpy as np
 from numba import njit, prange, uintp
 from numpy.typing import NDArray
 
-F, U, H = np.float32, np.uint32, np.uint16
-Bits = NDArray[np.uint16]
+from distcifar.models.bf16 import Bits
+from distcifar.models.bf16_kernel import F, H, U, narrow, value, wide
+
 Places = NDArray[np.uint8]
 Words = NDArray[np.uint32]  # a bf16 and below it the place of a maximum, 0 to 3
 Floats = NDArray[np.float32]
-# Below, "contract": a product and a sum may be one operation, which makes no difference between two runs. NaN and
-# infinity stay what they are, for a diverging run is seen by them. "numpy": a division by 0 is no error, for which each
-# division would be looked at, one at a time.
-
-
-@njit(fastmath={"contract"}, error_model="numpy")
-def _value(word: np.uint32) -> np.float32:
-    """The float of the bf16 in the upper half of a word."""
-    return F(U(U(word) & U(0xFFFF0000)).view(np.float32))
-
-
-@njit(fastmath={"contract"}, error_model="numpy")
-def _wide(bits: np.uint16) -> np.uint32:
-    return U(U(bits) << U(16))
-
-
-@njit(fastmath={"contract"}, error_model="numpy")
-def _narrow(value: np.float32) -> np.uint16:
-    """The nearest bf16; of two as near the even one, as torch does."""
-    bits = F(value).view(np.uint32)
-    nearest = U(bits + U(0x7FFF) + U(U(bits >> U(16)) & U(1)))
-    return H(U(nearest >> U(16))) if value == value else H(0x7FC0)  # the other: NaN
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
@@ -68,7 +47,7 @@ def _normal(z: np.float32) -> tuple[np.float32, np.float32]:
 @njit(fastmath={"contract"}, error_model="numpy")
 def _goes_before(b: np.uint32, a: np.uint32) -> np.bool_:
     """Whether the maximum of two words is b: the larger value or NaN, of equal ones that of the earlier place."""
-    x, y = _value(a), _value(b)
+    x, y = value(a), value(b)
     return y > x or y != y or (y == x and U(b & U(3)) < U(a & U(3)))
 
 
@@ -76,7 +55,7 @@ def _goes_before(b: np.uint32, a: np.uint32) -> np.bool_:
 def _maxima_of_rows(above: Bits, below: Bits, out: Words) -> None:
     for k in range(len(out)):
         i = uintp(k)
-        a, b = _wide(above[i]), U(_wide(below[i]) | U(2))
+        a, b = wide(above[i]), U(wide(below[i]) | U(2))
         out[i] = b if _goes_before(b, a) else a
 
 
@@ -100,7 +79,7 @@ def _split(words: Words, kept: Bits, places: Places) -> None:
 def _summed(line: Bits, pivot: Floats, total: Floats, squares: Floats) -> None:
     for k in range(len(line)):
         i = uintp(k)
-        off = _value(_wide(line[i])) - pivot[i]
+        off = value(wide(line[i])) - pivot[i]
         total[i] += off
         squares[i] += off * off
 
@@ -109,34 +88,34 @@ def _summed(line: Bits, pivot: Floats, total: Floats, squares: Floats) -> None:
 def _activated(line: Bits, scale: Floats, offset: Floats, out: Bits) -> None:
     for k in range(len(line)):
         i = uintp(k)
-        z = _value(_wide(line[i])) * scale[i] + offset[i]
+        z = value(wide(line[i])) * scale[i] + offset[i]
         share, _ = _normal(z)
-        out[i] = _narrow(z * share)
+        out[i] = narrow(z * share)
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
 def _slopes(line: Bits, scale: Floats, offset: Floats, given: Bits, out: Bits) -> None:
     for k in range(len(line)):
         i = uintp(k)
-        z = _value(_wide(line[i])) * scale[i] + offset[i]
+        z = value(wide(line[i])) * scale[i] + offset[i]
         share, density = _normal(z)
-        out[i] = _narrow(_value(_wide(given[i])) * (share + z * density))
+        out[i] = narrow(value(wide(given[i])) * (share + z * density))
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
 def _moments(line: Bits, slopes: Bits, total: Floats, products: Floats) -> None:
     for k in range(len(line)):
         i = uintp(k)
-        slope = _value(_wide(slopes[i]))
+        slope = value(wide(slopes[i]))
         total[i] += slope
-        products[i] += slope * _value(_wide(line[i]))
+        products[i] += slope * value(wide(line[i]))
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
 def _combined(line: Bits, slopes: Bits, by_slope: Floats, by_value: Floats, rest: Floats, out: Bits) -> None:
     for k in range(len(line)):
         i = uintp(k)
-        out[i] = _narrow(_value(_wide(slopes[i])) * by_slope[i] + (_value(_wide(line[i])) * by_value[i] + rest[i]))
+        out[i] = narrow(value(wide(slopes[i])) * by_slope[i] + (value(wide(line[i])) * by_value[i] + rest[i]))
 
 
 @njit(fastmath={"contract"}, error_model="numpy")

@@ -7,24 +7,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Bits = NDArray[np.uint16]
+from distcifar.models import winograd
+from distcifar.models.bf16 import bits_of
 
 
 class NormedSequential(nn.Sequential):
     """A chain in which [nn.MaxPool2d(2),] nn.BatchNorm2d, nn.GELU() run as one where `fits` allows it.
 
-    Modules, weights and results are those of nn.Sequential, but for roundings to bf16 in between that are not made.
+    So do a 3x3 convolution and its pool where `winograd.fits`. Modules and weights are those of nn.Sequential, and so
+    are the results but for roundings to bf16.
     """
 
     def forward(self, maps: Tensor) -> Tensor:  # [N, C, H, W]
-        layers, at = list(self), 0
-        while at < len(layers):
-            pools = isinstance(layers[at], nn.MaxPool2d)
-            match layers[at + pools : at + pools + 2]:
-                case [nn.BatchNorm2d() as norm, nn.GELU()] if fits(maps, norm, pools=pools):
-                    maps, at = norm_and_gelu(maps, norm, pools=pools), at + pools + 2
-                case _:
-                    maps, at = layers[at](maps), at + 1
+        layers = list(self)
+        while layers:
+            match layers:
+                case [nn.Conv2d() as conv, nn.MaxPool2d(), *rest] if winograd.fits(maps, conv):
+                    maps = winograd.convolve(maps, conv.weight, pools=True)
+                case [nn.Conv2d() as conv, *rest] if winograd.fits(maps, conv):
+                    maps = winograd.convolve(maps, conv.weight, pools=False)
+                case [nn.MaxPool2d(), nn.BatchNorm2d() as norm, nn.GELU(), *rest] if fits(maps, norm, pools=True):
+                    maps = norm_and_gelu(maps, norm, pools=True)
+                case [nn.BatchNorm2d() as norm, nn.GELU(), *rest] if fits(maps, norm, pools=False):
+                    maps = norm_and_gelu(maps, norm, pools=False)
+                case [layer, *rest]:
+                    maps = layer(maps)
+            layers = rest
         return maps
 
 
@@ -63,9 +71,9 @@ class _NormAndGelu(torch.autograd.Function):
         sums = np.zeros((n, 2, channels), np.float32)
         if pools:
             kept, places = np.empty(lines, np.uint16), np.empty(lines, np.uint8)
-            norm_kernel.pool(_bits(inner).reshape(n, 2 * height, -1), kept, places, np.tile(pivot, width), sums)
+            norm_kernel.pool(bits_of(inner).reshape(n, 2 * height, -1), kept, places, np.tile(pivot, width), sums)
         else:
-            kept, places = _bits(inner).reshape(lines), None
+            kept, places = bits_of(inner).reshape(lines), None
             norm_kernel.measure(kept, np.tile(pivot, width), sums)
         off, squares = sums.sum(0, dtype=np.float64) / count
         with np.errstate(invalid="ignore"):  # a diverging run is told by training/divergence.py
@@ -74,7 +82,7 @@ class _NormAndGelu(torch.autograd.Function):
         scale = norm.weight.numpy() / np.sqrt(variance + norm.eps)
         affine = (_line(scale, width), _line(bias.detach().numpy() - mean * scale, width))
         out = torch.empty((n, height, width, channels), dtype=maps.dtype)
-        norm_kernel.activate(kept, affine[0], affine[1], _bits(out).reshape(lines))
+        norm_kernel.activate(kept, affine[0], affine[1], bits_of(out).reshape(lines))
         ctx.kept, ctx.places, ctx.affine, ctx.width = kept, places, affine, width
         ctx.statistics = scale, mean, variance + norm.eps
         return out.permute(0, 3, 1, 2)
@@ -88,7 +96,7 @@ class _NormAndGelu(torch.autograd.Function):
         channels = len(scale)
         slopes = np.empty_like(kept)
         sums = np.zeros((n, 2, channels), np.float32)
-        result = _bits(given.permute(0, 2, 3, 1).contiguous()).reshape(kept.shape)
+        result = bits_of(given.permute(0, 2, 3, 1).contiguous()).reshape(kept.shape)
         norm_kernel.activation_gradient(kept, ctx.affine[0], ctx.affine[1], result, slopes, sums)
         total, products = sums.sum(0, dtype=np.float64)
         # scale * (slope - mean of slopes - (value - mean) * covariance / variance), as one line in slope and value
@@ -97,7 +105,7 @@ class _NormAndGelu(torch.autograd.Function):
         parts = np.stack([_line(part, width) for part in (scale, by_value, -scale * total / count - by_value * mean)])
         side = 1 if places is None else 2
         maps = torch.empty((n, side * height, side * width, channels), dtype=given.dtype)
-        lines = _bits(maps).reshape(n, side * height, -1)
+        lines = bits_of(maps).reshape(n, side * height, -1)
         if places is None:
             norm_kernel.norm_gradient(kept, slopes, parts, lines)
         else:
@@ -111,16 +119,12 @@ def _line(by_channel: NDArray[np.float64], width: int) -> NDArray[np.float32]:
 
 
 def compile_kernels() -> None:
-    """Has numba compile models/norm_kernel.py and keep it on disk: 8 s that the first run would take (.ci/setup)."""
+    """Has numba compile these kernels and Winograd's and keep them on disk, for the first run's sake (.ci/setup)."""
     for pools in (False, True):
         maps = torch.ones(2, 1, 2, 2, dtype=torch.bfloat16, requires_grad=True)
         norm = nn.BatchNorm2d(1).requires_grad_(requires_grad=False)
         norm_and_gelu(maps, norm, pools=pools).sum().backward()
-
-
-def _bits(values: Tensor) -> Bits:
-    """The memory of a bf16 tensor, shared; numpy has no such type."""
-    return values.detach().view(torch.int16).numpy().view(np.uint16)
+        winograd.convolve(maps, torch.ones(1, 1, 3, 3, requires_grad=True), pools=pools).sum().backward()
 
 
 def _note_statistics(norm: nn.BatchNorm2d, mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
