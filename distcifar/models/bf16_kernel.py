@@ -1,8 +1,8 @@
 """bf16 numbers for numba, which has none: as their bits, uint16; the arithmetic is float32.
 
-For all kernels on them: "contract" means that a product and a sum may be one operation, which makes no difference between
-two runs. NaN and infinity stay what they are, for a diverging run is seen by them. "numpy" means that a division by 0
-is no error, for which each division would be looked at.
+For all kernels on them: "contract" means that a product and a sum may be one operation, which makes no difference
+from run to run. NaN and infinity stay what they are, for a diverging run is seen by them. "numpy" means that a division
+by 0 is no error, for which each division would be looked at.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
-"""3x3 convolutions by Winograd's method, against torch's: exactly on small whole numbers, closely on others."""
+"""3x3 convolutions by Winograd's method, against torch's in double precision."""
 
 import copy
+from typing import Any
 
 import numba
 import pytest
@@ -16,69 +17,105 @@ from distcifar.models.normed import NormedSequential
 from distcifar.models.winograd import convolve, fits
 
 
-def written_out(maps: Tensor, weight: Tensor, *, pools: bool) -> Tensor:
-    results = F.conv2d(maps, weight, padding=1)
-    return F.max_pool2d(results, 2) if pools else results
+def run(
+    maps: Tensor, weight: Tensor, *, pools: bool = False, part: int = 32, gradient: Tensor | None = None
+) -> tuple[list[Tensor], Any]:
+    """Result, gradient of the maps, gradient of the weight; and what was kept for them."""
+    x, w = maps.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "PART", part)
+        made = convolve(x, w, pools=pools)
+        made.backward(gradient_for(made) if gradient is None else gradient)
+    assert x.grad is not None
+    assert w.grad is not None
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    return [made.detach(), x.grad, w.grad], made.grad_fn
 
 
-def both(
-    maps: Tensor, weight: Tensor, *, pools: bool, part: int = 32, whole: bool = False
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Result, gradient of the maps and of the weight: ours, and torch's in double."""
-    found: list[list[Tensor]] = []
-    for ours in (True, False):
-        x = maps.detach().clone().requires_grad_() if ours else maps.detach().double().requires_grad_()
-        w = weight.detach().clone().requires_grad_() if ours else weight.detach().double().requires_grad_()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(winograd, "PART", part)
-            made = convolve(x, w, pools=pools) if ours else written_out(x, w, pools=pools)
-            torch.manual_seed(3)
-            gradient = torch.randint(-1, 2, made.shape).float() if whole else torch.randn(made.shape)
-            made.backward(gradient.bfloat16().to(made.dtype))
-        assert x.grad is not None
-        assert w.grad is not None
-        found.append([made.detach(), x.grad, w.grad])
-    return found[0], found[1]
+def gradient_for(made: Tensor) -> Tensor:
+    return torch.randn(made.shape, generator=torch.Generator().manual_seed(3)).bfloat16().to(made.dtype)
+
+
+def in_double(maps: Tensor, weight: Tensor) -> list[Tensor]:
+    x, w = maps.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    made = F.conv2d(x, w, padding=1)
+    made.backward(gradient_for(made))
+    assert x.grad is not None
+    assert w.grad is not None
+    return [made.detach(), x.grad, w.grad]
+
+
+def size(values: Tensor) -> float:
+    return float(values.detach().double().square().mean().sqrt())
 
 
 def off(found: Tensor, expected: Tensor) -> float:
-    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
+    return size(found.double() - expected) / size(expected)
 
 
 @given(
-    images=st.integers(1, 5), inputs=st.integers(1, 5), outputs=st.integers(1, 5), height=st.integers(1, 7),
-    width=st.integers(1, 7), pools=st.booleans(), last=st.booleans(), seed=st.integers(0, 999),
+    images=st.integers(1, 5), inputs=st.integers(1, 40), outputs=st.integers(1, 40), height=st.integers(1, 14),
+    width=st.integers(1, 14), last=st.booleans(), seed=st.integers(0, 999),
 )  # fmt: skip
-@settings(max_examples=150, deadline=None)
-def test_it_is_exact_on_small_whole_numbers(
-    images: int, inputs: int, outputs: int, height: int, width: int, pools: bool, last: bool, seed: int
+@settings(max_examples=100, deadline=None)
+def test_it_is_torchs_convolution(
+    images: int, inputs: int, outputs: int, height: int, width: int, last: bool, seed: int
 ):
-    """All that lies between stays below 256, where each whole number has its bf16. Equal maxima are frequent."""
-    if pools:
-        height, width = max(height, 2), max(width, 2)
     torch.manual_seed(seed)
-    maps = torch.randint(-1, 2, (images, inputs, height, width)).bfloat16()
-    weight = 4.0 * torch.randint(-1, 2, (outputs, inputs, 3, 3))
+    maps, weight = torch.randn(images, inputs, height, width).bfloat16(), torch.randn(outputs, inputs, 3, 3)
     if last:
         maps, weight = (t.to(memory_format=torch.channels_last) for t in (maps, weight))
-    ours, torchs = both(maps, weight, pools=pools, part=2, whole=True)
+    ours, _ = run(maps, weight, part=2)
+    expected = in_double(maps, weight)
     assert ours[0].dtype == ours[1].dtype == torch.bfloat16
     assert ours[2].dtype == torch.float32
-    for mine, their in zip(ours, torchs, strict=True):
-        assert torch.equal(mine.double(), their)
+    given = gradient_for(ours[0])
+    # The sizes that independent numbers would have: in a corner of a small map much of a tile adds up to nothing.
+    sizes = [
+        size(maps) * size(weight) * (9 * inputs) ** 0.5,
+        size(given) * size(weight) * (9 * outputs) ** 0.5,
+        size(given) * size(maps) * (images * height * width) ** 0.5,
+    ]
+    for mine, their, scale in zip(ours, expected, sizes, strict=True):
+        assert size(mine.double() - their) < 0.04 * scale
+
+
+@given(
+    images=st.integers(1, 5), outputs=st.integers(1, 20), height=st.integers(2, 13), width=st.integers(2, 13),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_its_pool_is_torchs(images: int, outputs: int, height: int, width: int, seed: int):
+    torch.manual_seed(seed)
+    maps, weight = torch.randn(images, 3, height, width).bfloat16(), torch.randn(outputs, 3, 3, 3)
+    pooled, record = run(maps, weight, pools=True, part=2)
+    (results, _, _), _ = run(maps, weight, part=2)
+    assert torch.equal(pooled[0], F.max_pool2d(results, 2))
+    # The gradient goes to where the maximum was taken from.
+    high, wide = height // 2, width // 2
+    places = torch.from_numpy(record.places).long().view(images, high, wide, outputs).permute(0, 3, 1, 2)
+    given = torch.zeros_like(results)
+    for place in range(4):
+        window = (..., slice(place // 2, 2 * high, 2), slice(place % 2, 2 * wide, 2))
+        assert torch.equal(results[window][places == place], pooled[0][places == place])
+        given[window] = torch.where(places == place, gradient_for(pooled[0]), 0)
+    unpooled, _ = run(maps, weight, part=2, gradient=given)
+    for mine, their in zip(pooled[1:], unpooled[1:], strict=True):
+        assert off(mine, their.double()) < 0.005
+
+
+def test_of_equal_results_the_first_is_the_maximum():
+    _, record = run(torch.zeros(2, 3, 8, 8).bfloat16(), torch.randn(5, 3, 3, 3), pools=True)
+    assert not record.places.any()
 
 
 @pytest.mark.parametrize(("side", "inputs", "outputs"), [(7, 96, 64), (6, 32, 96), (15, 16, 33)])
 def test_its_roundings_are_small(side: int, inputs: int, outputs: int):
     torch.manual_seed(side)
-    maps = torch.randn(20, inputs, side, side).bfloat16()
-    weight = torch.randn(outputs, inputs, 3, 3) / (9 * inputs) ** 0.5
-    for mine, their in zip(*both(maps, weight, pools=False), strict=True):
-        assert off(mine, their) < 0.006
-    ours, torchs = both(maps, weight, pools=True)
-    assert off(ours[0], torchs[0]) < 0.006
-    for mine, their in zip(ours[1:], torchs[1:], strict=True):
-        assert off(mine, their) < 0.2  # which of two like values is a maximum may fall either way
+    maps, weight = torch.randn(20, inputs, side, side).bfloat16(), torch.randn(outputs, inputs, 3, 3)
+    ours, _ = run(maps, weight)
+    for mine, their in zip(ours, in_double(maps, weight), strict=True):
+        assert off(mine, their) < 0.017
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -106,7 +143,7 @@ def test_the_number_of_threads_changes_no_bit():
             torch.set_num_threads(2)
             torch.manual_seed(1)
             maps, weight = torch.randn(21, 24, 9, 7).bfloat16(), torch.randn(17, 24, 3, 3)
-            found.append(both(maps, weight, pools=True, part=8)[0])
+            found.append(run(maps, weight, pools=True, part=8)[0])
     finally:
         numba.set_num_threads(before)
     for one, two in zip(*found, strict=True):
@@ -116,13 +153,10 @@ def test_the_number_of_threads_changes_no_bit():
 def test_what_needs_no_gradient_gets_none_and_keeps_nothing():
     torch.manual_seed(2)
     maps, weight = torch.randn(4, 3, 6, 6).bfloat16(), torch.randn(5, 3, 3, 3)
-    expected = both(maps, weight, pools=False)[0]
+    expected, _ = run(maps, weight)
     with_maps, with_weight = maps.clone().requires_grad_(), weight.clone().requires_grad_()
-    torch.manual_seed(3)
-    gradient = torch.randn(4, 5, 6, 6).bfloat16()
-    convolve(with_maps, weight, pools=False).backward(gradient)
-    made = convolve(maps, with_weight, pools=False)
-    made.backward(gradient)
+    for made in (convolve(with_maps, weight, pools=False), convolve(maps, with_weight, pools=False)):
+        made.backward(gradient_for(made))
     assert with_maps.grad is not None
     assert with_weight.grad is not None
     assert torch.equal(with_maps.grad, expected[1])
@@ -175,7 +209,7 @@ def test_a_chain_uses_it_in_training_and_in_evaluation(training: bool, monkeypat
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
         made = net(maps)
     assert used == [True, False]
-    assert off(made, nn.Sequential(*exact)(maps.double())) < 0.012
+    assert off(made, nn.Sequential(*exact)(maps.double())) < 0.03
     used.clear()
     net(maps.float())
     assert used == []
