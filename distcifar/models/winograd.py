@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from distcifar.models.bf16 import Bits, bits_of
 
 TILE, PLACES = 4, 36  # results of a tile a side; products for one
-PART = 32  # images at a time: what belongs to tiles is at least 2.25 times as large as the maps, and stays in the cache
-SIDE, INPUTS, OUTPUTS = 4, 32, 96  # below them torch is as fast (docs/performance.md)
+PART = 1024  # tiles at a time: products of fewer are slow, more of them take more memory and no less time
+SIDE, INPUTS, OUTPUTS = 3, 32, 64  # below them torch is as fast (docs/performance.md)
 
 
 def convolve(maps: Tensor, weight: Tensor, *, pools: bool) -> Tensor:
@@ -57,7 +57,9 @@ class _Shapes:
 
     @property
     def parts(self) -> list[slice]:
-        return [slice(first, min(first + PART, self.images)) for first in range(0, self.images, PART)]
+        rows, columns = self.grid
+        step = max(PART // (rows * columns), 1)
+        return [slice(first, min(first + step, self.images)) for first in range(0, self.images, step)]
 
     def tiles(self, part: slice, channels: int) -> Tensor:
         rows, columns = self.grid

@@ -18,7 +18,7 @@ from distcifar.models.winograd import convolve, fits
 
 
 def run(
-    maps: Tensor, weight: Tensor, *, pools: bool = False, part: int = 32, gradient: Tensor | None = None
+    maps: Tensor, weight: Tensor, *, pools: bool = False, part: int = 1024, gradient: Tensor | None = None
 ) -> tuple[list[Tensor], Any]:
     """Result, gradient of the maps, gradient of the weight; and what was kept for them."""
     x, w = maps.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
@@ -65,7 +65,7 @@ def test_it_is_torchs_convolution(
     maps, weight = torch.randn(images, inputs, height, width).bfloat16(), torch.randn(outputs, inputs, 3, 3)
     if last:
         maps, weight = (t.to(memory_format=torch.channels_last) for t in (maps, weight))
-    ours, _ = run(maps, weight, part=2)
+    ours, _ = run(maps, weight, part=20)
     expected = in_double(maps, weight)
     assert ours[0].dtype == ours[1].dtype == torch.bfloat16
     assert ours[2].dtype == torch.float32
@@ -88,8 +88,8 @@ def test_it_is_torchs_convolution(
 def test_its_pool_is_torchs(images: int, outputs: int, height: int, width: int, seed: int):
     torch.manual_seed(seed)
     maps, weight = torch.randn(images, 3, height, width).bfloat16(), torch.randn(outputs, 3, 3, 3)
-    pooled, record = run(maps, weight, pools=True, part=2)
-    (results, _, _), _ = run(maps, weight, part=2)
+    pooled, record = run(maps, weight, pools=True, part=20)
+    (results, _, _), _ = run(maps, weight, part=20)
     assert torch.equal(pooled[0], F.max_pool2d(results, 2))
     # The gradient goes to where the maximum was taken from.
     high, wide = height // 2, width // 2
@@ -99,9 +99,9 @@ def test_its_pool_is_torchs(images: int, outputs: int, height: int, width: int, 
         window = (..., slice(place // 2, 2 * high, 2), slice(place % 2, 2 * wide, 2))
         assert torch.equal(results[window][places == place], pooled[0][places == place])
         given[window] = torch.where(places == place, gradient_for(pooled[0]), 0)
-    unpooled, _ = run(maps, weight, part=2, gradient=given)
-    for mine, their in zip(pooled[1:], unpooled[1:], strict=True):
-        assert off(mine, their.double()) < 0.005
+    unpooled, _ = run(maps, weight, part=20, gradient=given)
+    assert off(pooled[1], unpooled[1].double()) < 0.005
+    assert off(pooled[2], unpooled[2].double()) < 0.02, "an odd last row makes other parts, whose sums are rounded"
 
 
 def test_of_equal_results_the_first_is_the_maximum():
@@ -186,7 +186,7 @@ def test_only_plain_and_large_convolutions_are_done_so(changes: dict[str, object
         assert fits(maps, layer())
         assert not fits(maps, layer(**changes))
         assert not fits(maps.float(), layer())
-        assert not fits(maps[:, :, :3], layer())
+        assert not fits(maps[:, :, :2], layer())
         assert not fits(maps, nn.GELU())
     assert not fits(maps, layer()), "without autocast torch would refuse bf16 maps and fp32 weights"
     with torch.autocast("cpu", torch.float16):
