@@ -229,6 +229,7 @@ def _train(job: Job, world: World, data: OpenData, state: TrainState, recorder: 
         result = summarise(state, data, world, interrupted=options.interrupted)
     if result is None:
         return _stopped(state, recorder, world)
+    return_freed_memory()  # plots come next
     summary = recorder.finish(result)
     _require_recorded(recorder, world)
     return {"summary": summary}

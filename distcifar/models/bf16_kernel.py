@@ -6,7 +6,10 @@ by 0 is no error, for which each division would be looked at.
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, uintp
+from numpy.typing import NDArray
+
+from distcifar.models.bf16 import Bits
 
 F, U, H = np.float32, np.uint32, np.uint16
 
@@ -35,3 +38,11 @@ def narrow(wanted: np.float32) -> np.uint16:
     bits = F(wanted).view(np.uint32)
     nearest = U(bits + U(0x7FFF) + U(U(bits >> U(16)) & U(1)))
     return H(U(nearest >> U(16))) if wanted == wanted else H(0x7FC0)  # the other: NaN
+
+
+@njit(fastmath={"contract"}, error_model="numpy")
+def narrow_line(line: NDArray[np.float32], out: Bits) -> None:
+    """The nearest bf16 of as many values as `out` has place for."""
+    for k in range(len(out)):
+        i = uintp(k)
+        out[i] = narrow(line[i])

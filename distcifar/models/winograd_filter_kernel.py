@@ -16,7 +16,7 @@ from numba import njit, prange, uintp
 from numpy.typing import NDArray
 
 from distcifar.models.bf16 import Bits
-from distcifar.models.bf16_kernel import F, narrow, number
+from distcifar.models.bf16_kernel import F, narrow_line, number
 from distcifar.models.winograd_kernel import HIGH, LOW
 
 Floats = NDArray[np.float32]
@@ -51,13 +51,6 @@ def _three_of_six(lines: Floats, first: int, step: int, a: Floats, b: Floats, c:
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
-def _narrowed(line: Floats, out: Bits) -> None:
-    for k in range(len(out)):
-        i = uintp(k)
-        out[i] = narrow(line[i])
-
-
-@njit(fastmath={"contract"}, error_model="numpy")
 def _added(line: Bits, out: Floats) -> None:
     for k in range(len(out)):
         i = uintp(k)
@@ -74,7 +67,7 @@ def tiles_of_filters(filters: Floats, out: Bits) -> None:
         for row in range(6):
             _six_of_three(half[3 * row], half[3 * row + 1], half[3 * row + 2], whole, 6 * row, 1)
         for place in range(36):
-            _narrowed(whole[place], out[place, o])
+            narrow_line(whole[place], out[place, o])
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")

@@ -24,7 +24,7 @@ from numba import njit, prange, uintp
 from numpy.typing import NDArray
 
 from distcifar.models.bf16 import Bits
-from distcifar.models.bf16_kernel import F, narrow, number
+from distcifar.models.bf16_kernel import F, narrow, narrow_line, number
 
 Floats = NDArray[np.float32]
 LOW, HIGH = 0.7071067811865476, 1.4142135623730951  # a and b
@@ -136,13 +136,6 @@ def _columns_back_next(v: Floats, c: int, sums: Floats) -> None:
         s1[i] += v5[i]
 
 
-@njit(fastmath={"contract"}, error_model="numpy")
-def _narrowed(line: Floats, out: Bits) -> None:
-    for k in range(len(out)):
-        i = uintp(k)
-        out[i] = narrow(line[i])
-
-
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def maps_of_gradients(tiles: Bits, channels: int, rows: int, columns: int, out: Bits) -> None:
     """The transposed of `tiles_of_maps`: B v B' of every tile, summed where tiles overlap; `out` [N, H, W * C]."""
@@ -162,4 +155,4 @@ def maps_of_gradients(tiles: Bits, channels: int, rows: int, columns: int, out: 
             for y in range(max(4 * ty - 1, 0), min(4 * ty + 3, out.shape[1])):
                 for x in range(out.shape[2] // c):
                     at = (x + 1) // 4 * c
-                    _narrowed(sums[(y + 1) % 4, (x + 1) % 4, at : at + c], out[n, y, x * c : x * c + c])
+                    narrow_line(sums[(y + 1) % 4, (x + 1) % 4, at : at + c], out[n, y, x * c : x * c + c])

@@ -8,7 +8,7 @@ from numba import njit, prange, uintp
 from numpy.typing import NDArray
 
 from distcifar.models.bf16 import Bits
-from distcifar.models.bf16_kernel import F, narrow, number
+from distcifar.models.bf16_kernel import F, narrow, narrow_line, number
 from distcifar.models.winograd_kernel import HIGH, LOW
 
 Floats = NDArray[np.float32]
@@ -54,13 +54,6 @@ def _results(tiles: Bits, first: int, between: Floats, out: Floats) -> None:
         _rows_out(between, column, out)
 
 
-@njit(fastmath={"contract"}, error_model="numpy")
-def _narrowed(line: Floats, out: Bits) -> None:
-    for k in range(len(out)):
-        i = uintp(k)
-        out[i] = narrow(line[i])
-
-
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def maps_of_tiles(tiles: Bits, channels: int, rows: int, columns: int, out: Bits) -> None:
     """A' m A of every tile: [36, N * rows * columns * C] to `out` [N, H, W * C], as far as that reaches."""
@@ -72,7 +65,7 @@ def maps_of_tiles(tiles: Bits, channels: int, rows: int, columns: int, out: Bits
                 _results(tiles, ((n * rows + ty) * columns + tx) * c, between, sixteen)
                 for y in range(4 * ty, min(4 * ty + 4, out.shape[1])):
                     for x in range(4 * tx, min(4 * tx + 4, width)):
-                        _narrowed(sixteen[y % 4 * 4 + x % 4], out[n, y, x * c : x * c + c])
+                        narrow_line(sixteen[y % 4 * 4 + x % 4], out[n, y, x * c : x * c + c])
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
