@@ -97,7 +97,7 @@ def _use_threads(threads: int, world: World) -> None:
         import numba  # a second: not for a GPU
 
         # TBB's threads, numba's first choice where it is installed, take the cores from torch's for a while after each
-        # batch: 2 to 3 ms a step. OpenMP's are torch's own.
+        # batch: 2 to 3 ms a step; OpenMP's 1 ms.
         numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
         of_torch = torch.get_num_threads()
         numba.set_num_threads(threads)

@@ -116,9 +116,8 @@ def test_who_is_interrupted_while_writing_leaves_the_old_one_or_the_new_one(stor
                 signal.setitimer(signal.ITIMER_REAL, seconds)
                 while True:
                     store.write("x", new)
-            for thread in threading.enumerate():
-                if thread.name == "store":
-                    thread.join()
+            while any(thread.name == "store" for thread in threading.enumerate()):  # also one that was just starting
+                time.sleep(0.002)
             assert store.read("x") in (old, new)
     finally:
         signal.signal(signal.SIGALRM, before)
