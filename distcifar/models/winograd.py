@@ -133,7 +133,8 @@ class _Winograd(torch.autograd.Function):
 
 def _lines(maps: Tensor) -> Bits:
     """[N, H, W, C] as bits [N, H, W * C]."""
-    return bits_of(maps).reshape(*maps.shape[:2], -1)
+    images, height, width, channels = maps.shape
+    return bits_of(maps).reshape(images, height, width * channels)
 
 
 def _planes(tiles: Tensor) -> Bits:

@@ -104,6 +104,15 @@ def test_its_pool_is_torchs(images: int, outputs: int, height: int, width: int, 
     assert off(pooled[2], unpooled[2].double()) < 0.02, "an odd last row makes other parts, whose sums are rounded"
 
 
+@pytest.mark.parametrize("pools", [False, True])
+def test_no_images_are_no_error(pools: bool):
+    """As with torch's: of none of a batch's images evaluation may be in doubt."""
+    (made, for_maps, for_weight), _ = run(torch.zeros(0, 3, 8, 8).bfloat16(), torch.randn(5, 3, 3, 3), pools=pools)
+    assert made.shape == ((0, 5, 4, 4) if pools else (0, 5, 8, 8))
+    assert for_maps.shape == (0, 3, 8, 8)
+    assert torch.equal(for_weight, torch.zeros(5, 3, 3, 3))
+
+
 def test_of_equal_results_the_first_is_the_maximum():
     _, record = run(torch.zeros(2, 3, 8, 8).bfloat16(), torch.randn(5, 3, 3, 3), pools=True)
     assert not record.places.any()
